@@ -1,0 +1,12 @@
+//! A static local-volume provisioner for Kubernetes.
+//!
+//! Data flows in one direction: [`scan`] reads the node into [`observed::Observed`], the watches keep
+//! [`cluster::Cluster`], [`plan`] decides over both as a pure function, and `apply` carries the decisions out. A wake
+//! (a mount, an inotify event, a watch event, a timer) only says "look again"; no decision is taken from its contents.
+
+pub mod config;
+pub mod identity;
+pub mod mounts;
+pub mod name_pattern;
+pub mod observed;
+pub mod reason;

@@ -1,0 +1,218 @@
+//! Why a volume is not in circulation: one closed set of reasons, with one wording.
+//!
+//! The same words stand on the event, the command line, the status page and the log; [`Held::slug`] and
+//! [`Ignored::slug`] are the metric labels.
+
+use std::fmt;
+
+/// Why an entry of a discovery directory is no volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ignored {
+    /// A plain file.
+    File,
+    /// A directory that is not a mount point.
+    NotAMountPoint,
+    /// A FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharacterDevice,
+    /// A symlink whose target does not exist.
+    DanglingSymlink,
+    /// A symlink to a directory.
+    SymlinkToDirectory,
+    /// A symlink to something that is neither a directory nor a block device.
+    SymlinkToOther,
+    /// The name is not UTF-8.
+    NotUtf8,
+    /// The name does not match the class's `namePattern`.
+    NamePattern(String),
+    /// A mount in a class of mode Block.
+    FilesystemInBlockClass,
+    /// The source directory of the mount was deleted.
+    SourceDeleted,
+    /// Mounted or set read-only.
+    ReadOnly,
+    /// In use by something else: mounted, held, swap.
+    InUse(String),
+    /// Member of an LVM, ZFS or RAID set.
+    MemberOf(String),
+    /// The same storage is served under another entry.
+    Duplicate(String),
+    /// Too small to hold anything.
+    NoCapacity,
+    /// Looking at it failed.
+    Failed(String),
+}
+
+impl Ignored {
+    /// The reason as a metric label.
+    #[must_use]
+    pub fn slug(&self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::NotAMountPoint => "not-a-mount-point",
+            Self::Fifo => "fifo",
+            Self::Socket => "socket",
+            Self::CharacterDevice => "character-device",
+            Self::DanglingSymlink => "dangling-symlink",
+            Self::SymlinkToDirectory => "symlink-to-directory",
+            Self::SymlinkToOther => "symlink-to-other",
+            Self::NotUtf8 => "not-utf8",
+            Self::NamePattern(_) => "name-pattern",
+            Self::FilesystemInBlockClass => "filesystem-in-block-class",
+            Self::SourceDeleted => "source-deleted",
+            Self::ReadOnly => "read-only",
+            Self::InUse(_) => "in-use",
+            Self::MemberOf(_) => "member-of",
+            Self::Duplicate(_) => "duplicate",
+            Self::NoCapacity => "no-capacity",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File => write!(f, "a plain file; only mount points and block devices are volumes"),
+            Self::NotAMountPoint => write!(f, "a directory that is not a mount point; mount a filesystem (or bind a directory) on it"),
+            Self::Fifo => write!(f, "a FIFO"),
+            Self::Socket => write!(f, "a socket"),
+            Self::CharacterDevice => write!(f, "a character device"),
+            Self::DanglingSymlink => write!(f, "a symlink whose target does not exist"),
+            Self::SymlinkToDirectory => write!(f, "a symlink to a directory; use a bind mount instead"),
+            Self::SymlinkToOther => write!(f, "a symlink to something that is no block device"),
+            Self::NotUtf8 => write!(f, "its name is not UTF-8, which a PersistentVolume's path must be; rename it"),
+            Self::NamePattern(pattern) => write!(f, "its name does not match namePattern {pattern:?}"),
+            Self::FilesystemInBlockClass => write!(f, "a mounted filesystem in a class with volumeMode Block, which takes block devices only"),
+            Self::SourceDeleted => write!(f, "the directory behind this mount was deleted; unmount it"),
+            Self::ReadOnly => write!(f, "read-only"),
+            Self::InUse(by) => write!(f, "in use: {by}"),
+            Self::MemberOf(set) => write!(f, "carries the signature of {set}; wipe it (wipefs) if it is meant to be a volume"),
+            Self::Duplicate(other) => write!(f, "the same storage as {other}, which is served already"),
+            Self::NoCapacity => write!(f, "its capacity is 0 bytes"),
+            Self::Failed(error) => write!(f, "cannot be examined: {error}"),
+        }
+    }
+}
+
+/// Why a volume is held: out of circulation until its cause ends or an operator decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// The path shows other storage than the PV was published with.
+    WrongStorage {
+        /// The volume id on the PV.
+        expected: String,
+        /// The volume id that is there now.
+        found: String,
+    },
+    /// The identity of what is at the path could not be read.
+    IdentityUnknown(String),
+    /// The entry exists but is not the mount or device that was published.
+    NotMounted(String),
+    /// Mount points below the volume.
+    NestedMounts(Vec<String>),
+    /// In use by a pod's mount, or by something else on the node.
+    InUse(String),
+    /// Read-only: it cannot be scrubbed.
+    ReadOnly,
+    /// The class of the PV is neither configured nor noted on the PV.
+    ClassNotConfigured,
+    /// The StorageClass object does not exist.
+    StorageClassMissing,
+    /// The StorageClass has a reclaim policy that local volumes cannot have.
+    UnsupportedPolicy(String),
+    /// Released with policy Retain.
+    Retain,
+    /// Released with policy Retain and being deleted: waits for the operator's word.
+    RetainDeleting,
+    /// The operator said `retained=keep`: the data stays, so the entry is not published while it is there.
+    Kept,
+    /// Nobody can say whether it was ever bound.
+    UnknownUse,
+    /// It was bound when its PV vanished, and its claim may bind again to a PV of that name.
+    ClaimMayLive(String),
+    /// In phase Failed.
+    PhaseFailed,
+    /// Another program's finalizer keeps the PV.
+    ForeignFinalizer(String),
+    /// A cleaning Job for it is at work.
+    JobRunning(String),
+    /// The cleaner that it was published with cannot be run.
+    CleanerUnavailable(String),
+    /// The directory or the entry could not be read.
+    Unreadable(String),
+    /// The blind node's rest after a release, and again after the scrub.
+    Resting(String),
+    /// The last scrub failed; it is tried again.
+    ScrubFailed(String),
+}
+
+impl Held {
+    /// The reason as a metric label.
+    #[must_use]
+    pub fn slug(&self) -> &'static str {
+        match self {
+            Self::WrongStorage { .. } => "wrong-storage",
+            Self::IdentityUnknown(_) => "identity-unknown",
+            Self::NotMounted(_) => "not-mounted",
+            Self::NestedMounts(_) => "nested-mounts",
+            Self::InUse(_) => "in-use",
+            Self::ReadOnly => "read-only",
+            Self::ClassNotConfigured => "class-not-configured",
+            Self::StorageClassMissing => "storage-class-missing",
+            Self::UnsupportedPolicy(_) => "unsupported-policy",
+            Self::Retain => "retain",
+            Self::RetainDeleting => "retain-deleting",
+            Self::Kept => "kept",
+            Self::UnknownUse => "unknown-use",
+            Self::ClaimMayLive(_) => "claim-may-live",
+            Self::PhaseFailed => "phase-failed",
+            Self::ForeignFinalizer(_) => "foreign-finalizer",
+            Self::JobRunning(_) => "job-running",
+            Self::CleanerUnavailable(_) => "cleaner-unavailable",
+            Self::Unreadable(_) => "unreadable",
+            Self::Resting(_) => "resting",
+            Self::ScrubFailed(_) => "scrub-failed",
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WrongStorage { expected, found } => write!(
+                f,
+                "the path shows other storage than was published: expected {expected}, found {found}; bring the right one back, or accept this one with the annotation local-volume-provisioner/resolve=adopt"
+            ),
+            Self::IdentityUnknown(error) => write!(f, "the identity of the storage cannot be read: {error}"),
+            Self::NotMounted(what) => write!(f, "what was published is not there: {what}; mount it again"),
+            Self::NestedMounts(points) => write!(f, "mounted below it: {}; unmount that first", points.join(", ")),
+            Self::InUse(by) => write!(f, "still in use: {by}"),
+            Self::ReadOnly => write!(f, "read-only, so it cannot be scrubbed"),
+            Self::ClassNotConfigured => write!(f, "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"),
+            Self::StorageClassMissing => write!(f, "its StorageClass does not exist; create it"),
+            Self::UnsupportedPolicy(policy) => write!(f, "reclaimPolicy {policy} is not supported; use Delete or Retain"),
+            Self::Retain => write!(f, "released with reclaim policy Retain; its data is kept"),
+            Self::RetainDeleting => write!(
+                f,
+                "released with reclaim policy Retain and being deleted; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
+            ),
+            Self::Kept => write!(f, "its data is kept (local-volume-provisioner/retained=keep); take it out of the discovery directory to let the PV go"),
+            Self::UnknownUse => write!(
+                f,
+                "it cannot be known whether it was ever bound; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
+            ),
+            Self::ClaimMayLive(claim) => write!(f, "its PV vanished while bound, and claim {claim} may bind to the next PV of that name; delete the claim"),
+            Self::PhaseFailed => write!(f, "the PV is in phase Failed; delete it to have the volume scrubbed and published again"),
+            Self::ForeignFinalizer(finalizers) => write!(f, "another program's finalizer keeps its PV: {finalizers}"),
+            Self::JobRunning(job) => write!(f, "cleaning Job {job} is at work on it"),
+            Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),
+            Self::Unreadable(error) => write!(f, "cannot be examined: {error}"),
+            Self::Resting(until) => write!(f, "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"),
+            Self::ScrubFailed(error) => write!(f, "{error}"),
+        }
+    }
+}
