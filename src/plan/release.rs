@@ -187,8 +187,7 @@ impl Planner<'_> {
     /// The scrub has ended well. Where pods' mounts cannot be seen, the volume rests and is looked at once more.
     #[allow(clippy::too_many_arguments)]
     fn clean(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, at: std::time::Duration, settled: bool, then: impl FnOnce(&mut Self, &Pv)) -> State {
-        let device = matches!(sight, Sight::Entry(entry) if matches!(entry.kind, EntryKind::Device(_)));
-        if self.is_blind() && !device && !settled {
+        if !settled {
             let due = at + self.i.limits.discovery_period;
             if due > self.i.now {
                 self.wake(due);
