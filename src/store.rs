@@ -234,6 +234,12 @@ impl Store {
         self.cluster.storage_classes = classes.iter().map(|(name, class)| (name.clone(), class.into())).collect();
     }
 
+    /// StorageClasses of a dry run without a cluster.
+    pub fn assume_classes(&mut self, classes: BTreeMap<String, crate::cluster::StorageClass>) {
+        self.classes_listed = true;
+        self.cluster.storage_classes = classes;
+    }
+
     /// The cleaning Jobs, all of them.
     pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         self.jobs_listed = true;
