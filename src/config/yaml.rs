@@ -231,8 +231,8 @@ impl Builder {
                 if self.open.len() + size.depth > MAX_DEPTH {
                     return Err(too_deep(line));
                 }
-                // A scalar is looked for where it is used; what is inside of a collection, where it is written.
-                if matches!(node.value, Value::Scalar(_)) {
+                // A scalar is looked for where it is used; what has lines of its own, where it is written.
+                if matches!(&node.value, Value::Scalar(s) if s.style != ScalarStyle::Literal) {
                     node.line = line;
                 }
                 self.place(node)?;
@@ -359,13 +359,24 @@ fn is_interpreted(style: ScalarStyle, tag: Option<&Tag>) -> bool {
 
 fn syntax_error(err: &ScanError) -> SyntaxError {
     let (line, column) = (err.marker().line() as u64, err.marker().col() + 1);
-    // The parser looks ahead, and meets its own limit before an event has told of the depth.
-    if matches!(err.kind(), ErrorKind::RecursionLimitExceeded) {
-        return too_deep(line);
-    }
+    let hint = match err.kind() {
+        // The parser looks ahead, and meets its own limit before an event has told of the depth.
+        ErrorKind::RecursionLimitExceeded => return too_deep(line),
+        // `namePattern: *` and `namePattern: [a-c]*`.
+        ErrorKind::UnknownAnchor
+        | ErrorKind::MissingAnchorOrAliasName
+        | ErrorKind::UnexpectedCharacter { .. } => "; quote a text with special characters",
+        ErrorKind::MappingValueNotAllowed
+        | ErrorKind::SimpleKeyExpected
+        | ErrorKind::ExpectedBlockMappingKey => {
+            "; check the indentation, and that a space follows each colon"
+        }
+        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => "; indent with spaces",
+        _ => "",
+    };
     error(
         line,
-        &format!("not valid YAML (column {column}): {}", err.info()),
+        &format!("not valid YAML (column {column}): {}{hint}", err.info()),
     )
 }
 

@@ -355,3 +355,48 @@ fn deep_nesting_is_refused() {
         );
     }
 }
+
+#[test]
+fn common_slips_come_with_a_hint() {
+    for (text, place, hint) in [
+        (
+            "a:\n  namePattern: *\n",
+            ":2: ",
+            "quote a text with special characters",
+        ),
+        (
+            "a:\n  namePattern: *.img\n",
+            ":2: ",
+            "quote a text with special characters",
+        ),
+        (
+            "a:\n  hostDir: @a\n",
+            ":2: ",
+            "quote a text with special characters",
+        ),
+        ("a:\n\thostDir: /a\n", ":2: ", "indent with spaces"),
+        (
+            "a:\n  hostDir:/a\n  mountDir: /a\n",
+            ":3: ",
+            "a space follows each colon",
+        ),
+        (
+            "a:\n  hostDir: /a\n   mountDir: /b\n",
+            ":3: ",
+            "a space follows each colon",
+        ),
+        (
+            "a:\n  hostDir: /a\n  mountDir\n",
+            ":3: ",
+            "a space follows each colon",
+        ),
+    ] {
+        let problems = class_problems(text);
+        assert_eq!(problems.len(), 1, "{text:?}");
+        assert!(
+            problems[0].contains(place) && problems[0].ends_with(hint),
+            "{}",
+            problems[0]
+        );
+    }
+}
