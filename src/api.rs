@@ -42,14 +42,7 @@ pub fn client(mut config: Config) -> anyhow::Result<Client> {
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(REQUEST_TIMEOUT);
     let builder = ClientBuilder::try_from(config).context("the Kubernetes client cannot be made")?;
-    Ok(with_deadline(builder.build()))
-}
-
-/// Gives every request of a client a deadline.
-#[must_use]
-pub fn with_deadline(client: Client) -> Client {
-    let namespace = client.default_namespace().to_owned();
-    ClientBuilder::new(client, namespace).with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT)).build()
+    Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT)).build())
 }
 
 /// How a write ended, in the terms that decide what comes next.

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::{info, warn};
 
 use crate::plan::Limits;
+use crate::scan::ScanSettings;
 use crate::settings::Settings;
 
 /// Publishes the mount points and block devices of a node as local PersistentVolumes, and scrubs them when they are
@@ -172,8 +173,11 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             discovery_period: args.discovery_period,
             scrub_concurrency: usize::from(args.scrub_concurrency),
         },
-        syscall_timeout: args.syscall_timeout,
-        host_mountinfo: args.host_mountinfo.clone(),
+        scan: ScanSettings {
+            syscall_timeout: args.syscall_timeout,
+            host_mountinfo: args.host_mountinfo.clone(),
+            ..ScanSettings::default()
+        },
     })
 }
 

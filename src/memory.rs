@@ -101,7 +101,7 @@ pub struct Scrub {
 #[derive(Debug, Clone)]
 pub enum ScrubState {
     /// Running now.
-    Running(crate::scrub::Progress),
+    Running(crate::scrub::progress::Progress),
     /// The volume is clean since then.
     Clean {
         /// When.

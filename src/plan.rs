@@ -25,7 +25,7 @@ use crate::identity::VolumeId;
 use crate::memory::{Memory, ScrubState};
 use crate::observed::{Directory, DirectoryKey, Entry, Observed};
 use crate::reason::{Held, Ignored};
-use crate::scrub::Snapshot;
+use crate::scrub::progress::Snapshot;
 
 /// Everything a plan is made from.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 //! on the storage, and the scrub itself. Runs on a thread of its own.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use k8s_openapi::api::core::v1::PersistentVolume;
@@ -11,7 +11,6 @@ use kube::api::Api;
 use tokio::runtime::Handle;
 
 use crate::cluster::{Mode, Phase, Pv};
-use crate::devices::users::Surroundings;
 use crate::devices::{self, DeviceError};
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
@@ -19,7 +18,9 @@ use crate::names;
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
-use crate::scrub::{Cancel, Progress, ScrubError, block, filesystem};
+use crate::scan::{self, ScanSettings};
+use crate::scrub::progress::{Cancel, Progress};
+use crate::scrub::{ScrubError, block, filesystem};
 
 /// Runs one order.
 pub struct Scrubber {
@@ -29,12 +30,8 @@ pub struct Scrubber {
     pub runtime: Handle,
     /// What may be done with PVs.
     pub mode: Mode,
-    /// `--host-mountinfo`.
-    pub host_mountinfo: PathBuf,
-    /// The own mount table.
-    pub own_mountinfo: PathBuf,
-    /// The root of /sys.
-    pub sysfs: PathBuf,
+    /// Where mounts and devices are looked up.
+    pub scan: ScanSettings,
     /// What to scrub.
     pub order: ScrubOrder,
     /// How an earlier scrub of this release left the volume.
@@ -78,24 +75,20 @@ impl Scrubber {
         let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
         let stamp = stamp(&outcome);
         let untouched = outcome.entries_removed == 0 && self.earlier_stamp.as_ref() == Some(&stamp);
-        let sees_pods = std::fs::File::open(&self.host_mountinfo).is_ok();
+        let sees_pods = std::fs::File::open(&self.scan.host_mountinfo).is_ok();
         Ok(Clean { entries_removed: outcome.entries_removed, stamp: Some(stamp), settled: sees_pods || untouched })
     }
 
     /// Whether the open directory is the filesystem that was published.
     fn check_filesystem(&self, root: &MountRoot) -> Result<Mount, ScrubError> {
-        let table = read_table(&self.own_mountinfo)?;
+        let table = read_table(&self.scan.own_mountinfo)?;
         let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
         let mount = mounts::by_id(&table, id)
             .cloned()
             .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
-        let boot_id = self.boot_id()?;
-        self.compare(|| read::filesystem(root.as_fd(), &mount, &boot_id, &self.sysfs))?;
+        let boot_id = scan::boot_id();
+        self.compare(|| read::filesystem(root.as_fd(), &mount, &boot_id, &self.scan.sysfs))?;
         Ok(mount)
-    }
-
-    fn boot_id(&self) -> Result<String, ScrubError> {
-        Ok(crate::scan::boot_id().context("the boot id cannot be read")?)
     }
 
     fn compare(&self, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {
@@ -111,8 +104,8 @@ impl Scrubber {
 
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
-        let own = read_table(&self.own_mountinfo)?;
-        let host = match std::fs::read(&self.host_mountinfo) {
+        let own = read_table(&self.scan.own_mountinfo)?;
+        let host = match std::fs::read(&self.scan.host_mountinfo) {
             Ok(bytes) => mounts::parse(&bytes),
             Err(_) => Vec::new(), // Blind: the planner has let the volume rest.
         };
@@ -147,14 +140,14 @@ impl Scrubber {
             }
             other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
         })?;
-        let around = Surroundings { sysfs: self.sysfs.clone(), boot_id: self.boot_id()?, ..Surroundings::default() };
+        let around = scan::surroundings(&self.scan);
         let facts = device.facts(&around).with_context(|| format!("cannot examine {}", path.display()))?;
         self.compare(|| facts.id.clone().map_err(|error| anyhow!(error)))?;
         if let Some(users) = facts.users.filter(|users| !users.is_empty()) {
             return Err(ScrubError::Held(Held::InUse(users.join(", "))));
         }
         let mut check = || {
-            let host = std::fs::read(&self.host_mountinfo).map(|bytes| mounts::parse(&bytes)).unwrap_or_default();
+            let host = std::fs::read(&self.scan.host_mountinfo).map(|bytes| mounts::parse(&bytes)).unwrap_or_default();
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };

@@ -24,9 +24,9 @@ use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, Plan};
 use crate::scan::Scanner;
-use crate::scrub::Cancel;
+use crate::scrub::progress::Cancel;
 use crate::settings::Settings;
-use crate::wakes::Directories;
+use crate::wakes::{Directories, MountTables};
 use crate::watch::Shared;
 
 use settle::Done;
@@ -57,6 +57,8 @@ struct Daemon {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     started: Instant,
+    /// Wakes as long as it lives.
+    _mount_tables: Option<MountTables>,
     eyes: Option<Eyes>,
     mode: Mode,
     watch_of_pvs: Option<tokio::task::JoinHandle<()>>,

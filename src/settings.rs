@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::plan::Limits;
+use crate::scan::ScanSettings;
 
 /// Everything the daemon is told from outside, besides the ConfigMap.
 #[derive(Debug, Clone)]
@@ -21,8 +21,6 @@ pub struct Settings {
     pub metrics_path: String,
     /// Periods and bounds.
     pub limits: Limits,
-    /// `--syscall-timeout`.
-    pub syscall_timeout: Duration,
-    /// `--host-mountinfo`.
-    pub host_mountinfo: PathBuf,
+    /// `--syscall-timeout`, `--host-mountinfo`, and where else the node is looked at.
+    pub scan: ScanSettings,
 }

@@ -4,13 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -86,18 +88,47 @@ impl Directories {
     }
 }
 
-/// Wakes for every change of a mount table. The kernel reports it as an exceptional condition on the open file
-/// (proc(5), /proc/pid/mountinfo). Returns when the table cannot be polled; the safety timer remains.
-pub async fn mount_table(path: PathBuf, wake: Arc<Notify>) {
-    let poll = async {
-        let table = AsyncFd::with_interest(File::open(&path)?, Interest::PRIORITY)?;
-        loop {
-            table.ready(Interest::PRIORITY).await?.clear_ready();
-            wake.notify_one();
+/// Wakes for every change of the mount tables, until it is dropped. The kernel reports a change as an exceptional
+/// condition on the open file (proc(5), /proc/pid/mountinfo).
+pub struct MountTables {
+    /// Closing it ends the thread.
+    _stop: OwnedFd,
+}
+
+impl MountTables {
+    /// Starts watching. A table that is not there is left to the safety timer.
+    ///
+    /// # Errors
+    /// No thread or pipe can be made.
+    pub fn watch(paths: &[PathBuf], wake: Arc<Notify>) -> std::io::Result<Self> {
+        let (stopped, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let paths = paths.to_vec();
+        std::thread::Builder::new().name("mount-tables".into()).stack_size(64 << 10).spawn(move || {
+            // Opened here: the thread's own table is that of the mount namespace it was started in.
+            let tables: Vec<File> = paths.iter().filter_map(|path| File::open(path).ok()).collect();
+            wake_until(&tables, &stopped, &wake);
+        })?;
+        Ok(Self { _stop: stop })
+    }
+}
+
+fn wake_until(tables: &[File], stopped: &OwnedFd, wake: &Notify) {
+    let changed = PollFlags::POLLPRI | PollFlags::POLLERR;
+    loop {
+        let mut polled: Vec<PollFd<'_>> = tables.iter().map(|table| PollFd::new(table.as_fd(), changed)).collect();
+        polled.push(PollFd::new(stopped.as_fd(), PollFlags::empty()));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => {
+                warn!(%error, "mount tables cannot be polled; changes are found by the safety timer (--discovery-period)");
+                return;
+            }
         }
-    };
-    let ended: std::io::Result<()> = poll.await;
-    if let Err(error) = ended {
-        debug!(path = %path.display(), %error, "mount table cannot be polled");
+        let happened = |polled: &PollFd<'_>| polled.revents().is_some_and(|events| !events.is_empty());
+        if polled.last().is_some_and(happened) {
+            return;
+        }
+        wake.notify_one();
     }
 }

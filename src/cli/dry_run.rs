@@ -197,7 +197,7 @@ fn side(store: Store, mode: Mode, node_name: &str) -> Side {
 }
 
 fn look(args: &PlanArgs, config: &Config, store: &Store) -> Observed {
-    let own = PathBuf::from(crate::scan::OWN_MOUNTINFO);
+    let own = ScanSettings::default().own_mountinfo;
     // On the node itself, the own mount table is the host's.
     let host_mountinfo = if args.host_mountinfo.exists() { args.host_mountinfo.clone() } else { own };
     let settings = ScanSettings { syscall_timeout: args.syscall_timeout, host_mountinfo, ..ScanSettings::default() };

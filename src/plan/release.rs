@@ -1,7 +1,7 @@
 //! PVs on their way back: released and terminating ones, and when they may be scrubbed and let go.
 
 use crate::cluster::{Mode, Phase, Pv, Use};
-use crate::config::VolumeMode;
+use crate::config::{Cleaner, VolumeMode};
 use crate::identity::VolumeId;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::names;
@@ -269,7 +269,7 @@ impl Planner<'_> {
     fn device_cleaner(&self, pv: &Pv) -> Result<ScrubKind, Held> {
         let class = self.i.config.classes.get(&pv.class);
         let command = match pv.annotation(names::CLEANER) {
-            Some(noted) => serde_json::from_str(noted).map_err(|error| {
+            Some(noted) => serde_json::from_str::<Option<Vec<String>>>(noted).map_err(|error| {
                 Held::CleanerUnavailable(format!("the PV's annotation {} is {noted:?}: {error}", names::CLEANER))
             })?,
             None => class.and_then(|class| class.block_cleaner_command.clone()),
@@ -277,8 +277,9 @@ impl Planner<'_> {
         if self.i.config.use_job_for_cleaning {
             return Err(Held::CleanerUnavailable("useJobForCleaning is set, and this version scrubs devices in the process only; set it to false".into()));
         }
-        match crate::config::Cleaner::of(command.as_deref()) {
-            crate::config::Cleaner::Zero => Ok(ScrubKind::Zero),
+        let cleaner = command.as_deref().map_or(Ok(Cleaner::Zero), Cleaner::parse).map_err(Held::CleanerUnavailable)?;
+        match cleaner {
+            Cleaner::Zero => Ok(ScrubKind::Zero),
             other => Err(Held::CleanerUnavailable(format!("blockCleanerCommand {other} is not available in this version; use zero, the default"))),
         }
     }

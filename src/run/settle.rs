@@ -15,7 +15,8 @@ use crate::events;
 use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, api_backoff, scrub_backoff};
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle::{self, Clean};
-use crate::scrub::{Cancel, Progress, ScrubError, Unit};
+use crate::scrub::ScrubError;
+use crate::scrub::progress::{Cancel, Progress, Unit};
 
 /// Something that was started and has ended.
 pub(super) enum Done {
@@ -143,9 +144,7 @@ impl Daemon {
             client: self.client.clone(),
             runtime: tokio::runtime::Handle::current(),
             mode: self.mode,
-            host_mountinfo: self.settings.host_mountinfo.clone(),
-            own_mountinfo: crate::scan::OWN_MOUNTINFO.into(),
-            sysfs: crate::scan::SYSFS.into(),
+            scan: self.settings.scan.clone(),
             order,
             earlier_stamp: stamp,
             progress,

@@ -7,25 +7,21 @@ use kube::api::Api;
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
-use crate::scan::ScanSettings;
-use crate::{wakes, watch};
+use crate::wakes::MountTables;
+use crate::watch;
 
 /// A daemon that has not looked at anything yet.
 pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, health: Arc<Health>) -> Daemon {
     let shared = Shared::default();
-    let scan = ScanSettings {
-        syscall_timeout: settings.syscall_timeout,
-        host_mountinfo: settings.host_mountinfo.clone(),
-        ..ScanSettings::default()
-    };
-    let own_mountinfo = scan.own_mountinfo.clone();
     let eyes = Eyes {
-        scanner: Scanner::new(scan),
+        scanner: Scanner::new(settings.scan.clone()),
         locks: Locks::default(),
         directories: Directories::new(Arc::clone(&shared.wake), &settings.config_dir),
     };
-    tokio::spawn(wakes::mount_table(own_mountinfo, Arc::clone(&shared.wake)));
-    tokio::spawn(wakes::mount_table(settings.host_mountinfo.clone(), Arc::clone(&shared.wake)));
+    let tables = [settings.scan.own_mountinfo.clone(), settings.scan.host_mountinfo.clone()];
+    let mount_tables = MountTables::watch(&tables, Arc::clone(&shared.wake))
+        .inspect_err(|error| warn!(%error, "mount tables cannot be watched; changes are found by the safety timer"))
+        .ok();
     Daemon {
         settings,
         client,
@@ -33,6 +29,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         metrics,
         health,
         started: Instant::now(),
+        _mount_tables: mount_tables,
         eyes: Some(eyes),
         mode: Mode::Classic,
         watch_of_pvs: None,
