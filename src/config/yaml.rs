@@ -222,24 +222,31 @@ impl Builder {
                     )?;
                 }
             }
-            Event::Alias(id) => {
-                let Some((node, size)) = self.anchors.get(&id) else {
-                    return Err(error(line, "this alias stands inside of what it refers to"));
-                };
-                let (mut node, size) = (node.clone(), *size);
-                self.charge(size.cost, line)?;
-                if self.open.len() + size.depth > MAX_DEPTH {
-                    return Err(too_deep(line));
-                }
-                // A scalar is looked for where it is used; what has lines of its own, where it is written.
-                if matches!(&node.value, Value::Scalar(s) if s.style != ScalarStyle::Literal) {
-                    node.line = line;
-                }
-                self.place(node)?;
-            }
+            Event::Alias(id) => self.alias(id, line)?,
             _ => {}
         }
         Ok(())
+    }
+
+    fn alias(&mut self, id: usize, line: u64) -> Result<(), SyntaxError> {
+        let Some((node, size)) = self.anchors.get(&id) else {
+            return Err(error(line, "this alias stands inside of what it refers to"));
+        };
+        // Checked before the copy is made.
+        let cost = self.cost.saturating_add(size.cost);
+        if cost > MAX_COST {
+            return Err(too_large(line));
+        }
+        if self.open.len() + size.depth > MAX_DEPTH {
+            return Err(too_deep(line));
+        }
+        let mut node = node.clone();
+        // A scalar is looked for where it is used; what has lines of its own, where it is written.
+        if matches!(&node.value, Value::Scalar(s) if s.style != ScalarStyle::Literal) {
+            node.line = line;
+        }
+        self.cost = cost;
+        self.place(node)
     }
 
     fn start(&mut self, line: u64, anchor: usize, kind: OpenKind) -> Result<(), SyntaxError> {
@@ -285,11 +292,7 @@ impl Builder {
     fn charge(&mut self, bytes: usize, line: u64) -> Result<(), SyntaxError> {
         self.cost = self.cost.saturating_add(bytes).saturating_add(NODE_COST);
         if self.cost > MAX_COST {
-            let message = format!(
-                "too large: with its aliases expanded it takes more than {} MiB",
-                MAX_COST >> 20
-            );
-            return Err(error(line, &message));
+            return Err(too_large(line));
         }
         Ok(())
     }
@@ -377,6 +380,14 @@ fn syntax_error(err: &ScanError) -> SyntaxError {
     error(
         line,
         &format!("not valid YAML (column {column}): {}{hint}", err.info()),
+    )
+}
+
+fn too_large(line: u64) -> SyntaxError {
+    let limit = MAX_COST >> 20;
+    error(
+        line,
+        &format!("too large: with its aliases expanded it takes more than {limit} MiB"),
     )
 }
 
