@@ -49,6 +49,8 @@ pub mod part {
     pub const INODE: &str = "inode";
     /// When the directory was made, in nanoseconds since 1970.
     pub const BTIME: &str = "btime";
+    /// Device number of a volatile filesystem that does not tell its UUID.
+    pub const DEVICE: &str = "device";
     /// The disk's WWN, EUI, NGUID or NVMe UUID.
     pub const WWN: &str = "wwn";
     /// The disk's serial number, where it has no WWN.

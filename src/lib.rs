@@ -5,8 +5,13 @@
 //! (a mount, an inotify event, a watch event, a timer) only says "look again"; no decision is taken from its contents.
 
 pub mod config;
+pub mod devices;
 pub mod identity;
+pub mod lock;
 pub mod mounts;
 pub mod name_pattern;
 pub mod observed;
+pub mod probe;
 pub mod reason;
+pub mod scan;
+pub mod sys;

@@ -130,7 +130,7 @@ fn has_option(options: &[u8], wanted: &[u8]) -> bool {
 
 /// Undoes the kernel's `\ooo` (blank, tab, newline, backslash and hash come so). A backslash that three octal digits do
 /// not follow stands for itself.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
