@@ -197,8 +197,7 @@ impl Scanner {
     /// It does not change while the machine runs.
     fn read_boot_id(&mut self) {
         if self.boot_id.is_empty() {
-            let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-            self.boot_id = text.trim().to_owned();
+            self.boot_id = boot_id();
         }
     }
 
@@ -356,6 +355,29 @@ impl Scanner {
                     Outcome::Unresponsive(_) => AttachedLoop::unexamined(name, backing),
                 });
         answered.collect()
+    }
+}
+
+/// The kernel's boot id (proc(5), /proc/sys/kernel/random/boot_id); empty if it cannot be read, which is another boot
+/// than any.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// What a device is examined against, read anew and without a deadline: for a scrub, which has a thread of its own.
+#[must_use]
+pub fn surroundings(settings: &ScanSettings) -> Surroundings {
+    let own = OwnTable::read(&settings.own_mountinfo).unwrap_or_default();
+    let (_, host) = read_host(&settings.host_mountinfo);
+    let loops = attached_loops(&settings.sysfs);
+    Surroundings {
+        sysfs: settings.sysfs.clone(),
+        boot_id: boot_id(),
+        mounts: own.mounts.into_iter().chain(host).collect(),
+        loops: loops.iter().map(|(name, backing)| AttachedLoop::examine(name, backing, Path::new("/dev"))).collect(),
+        swaps: parse_swaps(&fs::read("/proc/swaps").unwrap_or_default()),
     }
 }
 

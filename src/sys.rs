@@ -264,6 +264,8 @@ mod ioctl {
     nix::ioctl_read!(xfs_geometry_v1, b'X', 100, XfsGeometryV1);
     nix::ioctl_read!(block_size64, 0x12, 114, libc::size_t);
     nix::ioctl_read!(block_diskseq, 0x12, 128, u64);
+    // <linux/fs.h>: numbered with _IO although it takes a pointer.
+    nix::ioctl_write_ptr_bad!(block_zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
     nix::ioctl_read_bad!(block_read_only, BLKROGET, libc::c_int);
     nix::ioctl_read_bad!(block_logical_size, BLKSSZGET, libc::c_int);
     nix::ioctl_read_bad!(loop_get_status64, LOOP_GET_STATUS64, LoopInfo64);
@@ -446,6 +448,18 @@ pub fn loop_status(fd: BorrowedFd<'_>) -> Result<LoopStatus> {
             .take_while(|&byte| byte != 0)
             .collect(),
     })
+}
+
+/// Makes a range of a block device read as zeros without giving the blocks back (BLKZEROOUT). Both ends must be
+/// multiples of the logical block.
+///
+/// # Errors
+/// EINVAL for a misaligned or too long range, EIO if the medium refused, ENOTTY if this is no block device.
+pub fn zero_out(fd: BorrowedFd<'_>, range: &std::ops::Range<u64>) -> Result<()> {
+    let request = [range.start, range.end.saturating_sub(range.start)];
+    // SAFETY: the descriptor is open, and the kernel reads two u64 (start, length) from the pointer.
+    unsafe { ioctl::block_zero_out(fd.as_raw_fd(), &raw const request) }?;
+    Ok(())
 }
 
 #[cfg(test)]
