@@ -73,6 +73,17 @@ impl Resource {
         Self::by_plural(plural).unwrap_or_else(|| panic!("the server has no resource {plural:?}"))
     }
 
+    /// Whether the answer to a DELETE is the object, not a Status.
+    pub(crate) fn answers_deleted(&self) -> bool {
+        let these = [
+            "persistentvolumes",
+            "persistentvolumeclaims",
+            "pods",
+            "storageclasses",
+        ];
+        these.contains(&self.plural)
+    }
+
     /// `v1`, `batch/v1`, …
     pub(crate) fn api_version(&self) -> String {
         match self.group {

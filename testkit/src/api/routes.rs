@@ -167,6 +167,7 @@ impl Call {
         let options = WriteOptions {
             dry_run: self.parameter("dryRun") == Some("All"),
             status: self.target.subresource.is_some(),
+            put: self.verb == "update",
         };
         let name = self.target.name.as_deref().unwrap_or_default();
         let key = Key::new(resource, &self.target.namespace, name);
@@ -196,21 +197,24 @@ impl Call {
                 api.write(|s| s.update(&key, options, |_| self.body.clone()))?,
             ),
             "patch" => (200, self.patch(api, &key, options)?),
-            _ => {
-                let dry = self.body["dryRun"]
-                    .as_array()
-                    .is_some_and(|d| d.iter().any(|d| d == "All"));
-                let options = WriteOptions {
-                    dry_run: options.dry_run || dry,
-                    ..options
-                };
-                (200, api.write(|s| s.delete(&key, &self.body, options))?)
-            }
+            _ => (200, self.delete(api, &key, options)?),
         };
         if self.accept.contains("as=PartialObjectMetadata;") {
             object = metadata_only(&object);
         }
         Ok((code, reply(code, &object)))
+    }
+
+    fn delete(&self, api: &Api, key: &Key, mut options: WriteOptions) -> Result<Value, Status> {
+        let dry = self.body["dryRun"].as_array();
+        options.dry_run |= dry.is_some_and(|d| d.iter().any(|d| d == "All"));
+        let object = api.write(|s| s.delete(key, &self.body, options))?;
+        let resource = self.target.resource;
+        let goes_on = object["metadata"]["deletionTimestamp"].is_string();
+        Ok(match goes_on || resource.answers_deleted() {
+            true => object,
+            false => Status::deleted(resource, &object),
+        })
     }
 
     fn patch(&self, api: &Api, key: &Key, options: WriteOptions) -> Result<Value, Status> {

@@ -45,12 +45,9 @@ impl Selector {
                 "pods" => key == "spec.nodeName" || key == "status.phase",
                 _ => false,
             };
-            if !known
-                && key != "metadata.name"
-                && !(resource.namespaced && key == "metadata.namespace")
-            {
+            if !known && !["metadata.name", "metadata.namespace"].contains(&key) {
                 return Err(Status::bad_request(format!(
-                    "field label not supported: {key}"
+                    "{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
                 )));
             }
             selector

@@ -113,6 +113,16 @@ impl Status {
         Status::new(409, "Conflict", message).about(resource, name)
     }
 
+    /// The conflict of a DELETE, which names the kind, not the resource.
+    pub(crate) fn precondition(resource: &Resource, name: &str, why: &str) -> Status {
+        let mut status = Status::conflict(resource, name, why);
+        status.message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            resource.kind
+        );
+        status
+    }
+
     pub(crate) fn forbidden(
         resource: &Resource,
         name: &str,
@@ -163,12 +173,24 @@ impl Status {
                 let reason = match message {
                     m if m.starts_with("Forbidden") => "FieldValueForbidden",
                     m if m.starts_with("Required") => "FieldValueRequired",
+                    m if m.starts_with("Unsupported") => "FieldValueNotSupported",
                     _ => "FieldValueInvalid",
                 };
                 json!({"reason": reason, "message": message, "field": field})
             })
             .collect();
         status
+    }
+
+    /// What a DELETE answers for resources that do not answer the deleted object.
+    pub(crate) fn deleted(resource: &Resource, object: &Value) -> Value {
+        let meta = &object["metadata"];
+        let mut details =
+            json!({"name": meta["name"], "kind": resource.plural, "uid": meta["uid"]});
+        if !resource.group.is_empty() {
+            details["group"] = resource.group.into();
+        }
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
     }
 
     /// The seconds of the Retry-After header.

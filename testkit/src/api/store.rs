@@ -37,6 +37,19 @@ impl Key {
         }
     }
 
+    /// As in the path of etcd, and of an answer.
+    fn path(&self) -> String {
+        let Key {
+            plural,
+            namespace,
+            name,
+        } = self;
+        match namespace.as_str() {
+            "" => format!("{plural}/{name}"),
+            namespace => format!("{plural}/{namespace}/{name}"),
+        }
+    }
+
     pub(crate) fn resource(&self) -> &'static Resource {
         Resource::known(self.plural)
     }
@@ -58,6 +71,8 @@ pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     /// Write to `/status`: `spec` stays.
     pub(crate) status: bool,
+    /// A PUT, not a PATCH: a UID is a precondition.
+    pub(crate) put: bool,
 }
 
 /// All objects.
@@ -142,9 +157,11 @@ impl Store {
                 .is_some_and(|v| v != api_version)
             || !object.is_object()
         {
+            let given =
+                [&object["kind"], &object["apiVersion"]].map(|v| v.as_str().unwrap_or_default());
             return Err(Status::bad_request(format!(
-                "the object provided is unrecognized: expected {} of {api_version}",
-                resource.kind
+                "{} in version {:?} cannot be handled as a {}",
+                given[0], given[1], resource.kind
             )));
         }
         object["kind"] = resource.kind.into();
@@ -193,28 +210,37 @@ impl Store {
             let given = meta[field].as_str().unwrap_or_default();
             !given.is_empty() && old_meta[field] != given
         };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         if differs("name") {
-            return Err(Status::bad_request(
-                "the name of the object does not match the name on the URL",
-            ));
+            let (name, url) = (text(&meta["name"]), &key.name);
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({url})"
+            )));
         }
+        let mut causes = Vec::new();
         if differs("uid") {
-            let why = format!(
-                "Precondition failed: UID in precondition: {}, UID in object meta: {}",
-                meta["uid"].as_str().unwrap_or_default(),
-                old_meta["uid"].as_str().unwrap_or_default()
-            );
-            return Err(Status::conflict(resource, &key.name, &why));
+            let uid = text(&meta["uid"]);
+            if options.put {
+                let why = format!(
+                    "StorageError: invalid object, Code: 4, Key: /registry/{}, ResourceVersion: 0, \
+                     AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    key.path(),
+                    text(&old_meta["uid"])
+                );
+                return Err(Status::conflict(resource, &key.name, &why));
+            }
+            let why = format!("Invalid value: {uid:?}: field is immutable");
+            causes.push(("metadata.uid".to_owned(), why));
         }
         if differs("resourceVersion") {
             let why = "the object has been modified; please apply your changes to the latest version and try again";
             return Err(Status::conflict(resource, &key.name, why));
         }
         keep_what_clients_cannot_change(resource, options.status, old, &mut new);
-        if new == *old {
+        if new == *old && causes.is_empty() {
             return Ok(new);
         }
-        let mut causes = validate(resource, &new);
+        causes.extend(validate(resource, &new));
         causes.extend(validate_update(resource, old, &new));
         refuse(key, &causes)?;
         if options.dry_run {
@@ -241,14 +267,18 @@ impl Store {
             .get(key)
             .ok_or_else(|| Status::not_found(resource, &key.name))?;
         let meta = &object["metadata"];
-        for (field, name) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+        for (field, name, fate) in [
+            ("uid", "UID", "deleted and then recreated"),
+            ("resourceVersion", "ResourceVersion", "modified"),
+        ] {
             let wanted = delete_options["preconditions"][field].as_str();
             if let Some(wanted) = wanted.filter(|w| meta[field] != *w) {
+                let found = meta[field].as_str().unwrap_or_default();
                 let why = format!(
-                    "Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {}",
-                    meta[field].as_str().unwrap_or_default()
+                    "the {name} in the precondition ({wanted}) does not match the {name} in record ({found}). The \
+                     object might have been {fate}"
                 );
-                return Err(Status::conflict(resource, &key.name, &why));
+                return Err(Status::precondition(resource, &key.name, &why));
             }
         }
         let mut object = object.clone();

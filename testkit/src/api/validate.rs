@@ -100,13 +100,14 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
             format!("Too long: may not be more than {MAX_ANNOTATIONS_BYTES} bytes"),
         );
     }
-    for finalizer in finalizers(object) {
+    for (i, finalizer) in finalizers(object).enumerate() {
+        let field = format!("metadata.finalizers[{i}]");
         if !is_qualified(finalizer) {
-            refuse("metadata.finalizers", invalid(finalizer, KEY));
+            refuse(&field, invalid(finalizer, KEY));
         } else if !finalizer.contains('/') && !["orphan", "foregroundDeletion"].contains(&finalizer)
         {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
-            refuse("metadata.finalizers", invalid(finalizer, why));
+            refuse(&field, invalid(finalizer, why));
         }
     }
     match resource.plural {
@@ -139,6 +140,8 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
 fn validate_volume(spec: &Value, mut refuse: impl FnMut(&str, String)) {
     if spec["capacity"]["storage"].is_null() {
         refuse("spec.capacity", "Required value".to_owned());
+        let why = "Unsupported value: supported values: \"storage\"";
+        refuse("spec.capacity", why.to_owned());
     }
     if spec["accessModes"].as_array().is_none_or(Vec::is_empty) {
         refuse("spec.accessModes", "Required value".to_owned());
@@ -192,28 +195,30 @@ pub(crate) fn validate_update(resource: &Resource, old: &Value, new: &Value) -> 
             ));
         }
     }
-    let immutable: &[&str] = match resource.plural {
-        "persistentvolumes" => &["local", "volumeMode"],
-        "jobs" => &["template", "selector", "completionMode"],
+    // The field, and how the real server names it.
+    let immutable: &[(&str, &str)] = match resource.plural {
+        "persistentvolumes" => &[
+            ("local", "spec.persistentvolumesource"),
+            ("volumeMode", "volumeMode"),
+            ("nodeAffinity", "nodeAffinity"),
+        ],
+        "jobs" => &[
+            ("template", "spec.template"),
+            ("selector", "spec.selector"),
+            ("completionMode", "spec.completionMode"),
+        ],
         _ => &[],
     };
-    for field in immutable {
-        if old["spec"][field] != new["spec"][field] {
-            let path = match *field {
-                "local" => "spec.persistentvolumesource".to_owned(),
-                field => format!("spec.{field}"),
+    for (field, path) in immutable {
+        let (old, new) = (&old["spec"][field], &new["spec"][field]);
+        // An affinity may be added later.
+        if old != new && (*field != "nodeAffinity" || !old.is_null()) {
+            let why = match *field {
+                "local" => "Forbidden: is immutable after creation",
+                _ => "Invalid value: field is immutable",
             };
-            causes.push((path, "Forbidden: is immutable after creation".to_owned()));
+            causes.push(((*path).to_owned(), why.to_owned()));
         }
-    }
-    if resource.plural == "persistentvolumes"
-        && !old["spec"]["nodeAffinity"].is_null()
-        && old["spec"]["nodeAffinity"] != new["spec"]["nodeAffinity"]
-    {
-        causes.push((
-            "spec.nodeAffinity".to_owned(),
-            "Invalid value: field is immutable".to_owned(),
-        ));
     }
     causes
 }
