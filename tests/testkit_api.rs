@@ -379,7 +379,7 @@ async fn watches(w: &mut World<'_>) {
     let begin = format!("{PVS}?watch=true&fieldSelector=metadata.name%3Dpresent");
     let events = raw::watch(&full, &begin, "", 1, DEADLINE).await.unwrap();
     assert_eq!(events[0]["type"], "ADDED");
-    if let Backend::Fake(api) = w.backend {
+    if let Backend::Fake(_) = w.backend {
         // The streaming lists of clients. A real server has them with etcd 3.5 and later, which cannot be relied on here.
         let list = begin
             + "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";

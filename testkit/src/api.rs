@@ -30,6 +30,7 @@ use tokio::sync::watch as channel;
 
 mod controllers;
 mod faults;
+mod metadata;
 mod objects;
 mod permissions;
 mod resource;

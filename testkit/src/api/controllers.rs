@@ -7,8 +7,9 @@ use tokio::task::JoinHandle;
 
 use super::{
     Api,
+    metadata::now,
     resource::Resource,
-    store::{Key, Store, now},
+    store::{Key, Store},
     validate::finalizers,
 };
 

@@ -160,8 +160,22 @@ fn resource_list(group: &str) -> Value {
         "groupVersion": of_group.first().map(|r| r.api_version()),
         "resources": of_group.iter().map(|r| json!({
             "name": r.plural, "singularName": r.kind.to_lowercase(), "kind": r.kind, "namespaced": r.namespaced,
+            "shortNames": short_names(r.plural),
             "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
         })).collect::<Vec<_>>()})
+}
+
+fn short_names(plural: &str) -> &'static [&'static str] {
+    match plural {
+        "nodes" => &["no"],
+        "persistentvolumes" => &["pv"],
+        "persistentvolumeclaims" => &["pvc"],
+        "events" => &["ev"],
+        "configmaps" => &["cm"],
+        "pods" => &["po"],
+        "storageclasses" => &["sc"],
+        _ => &[],
+    }
 }
 
 #[cfg(test)]
