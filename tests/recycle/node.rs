@@ -85,7 +85,7 @@ pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'stat
         .into_iter()
         .filter_map(|(world, thread)| match thread.join() {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("{error:?}")),
+            Ok(Err(error)) => Some(format!("{error:#}")),
             Err(_) => Some(format!("{world:?} panicked")),
         })
         .collect();
