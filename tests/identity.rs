@@ -73,15 +73,9 @@ fn every_way_to_ask_for_a_uuid_gives_the_same_one() {
         for (fs_type, way) in ways {
             if available(fs_type) {
                 let (device, uuid) = node.formatted(fs_type, fs_type);
-                let bytes = u128::from_str_radix(&uuid.replace('-', ""), 16)
-                    .unwrap()
-                    .to_be_bytes();
+                let bytes = u128::from_str_radix(&uuid.replace('-', ""), 16).unwrap().to_be_bytes();
                 let path = node.mount(&device, fs_type, format!("at-{fs_type}"));
-                assert_eq!(
-                    way(File::open(&path).unwrap().as_fd()),
-                    Ok(bytes),
-                    "{fs_type}"
-                );
+                assert_eq!(way(File::open(&path).unwrap().as_fd()), Ok(bytes), "{fs_type}");
                 node.unmount(&path);
             }
         }
@@ -95,13 +89,10 @@ fn an_old_kernels_fsid_of_ext4_is_that_of_the_uuid() {
             return;
         }
         let path = node.mount(&node.formatted("ext4", "ext4").0, "ext4", "at");
-        let fsid = sys::filesystem_status(File::open(&path).unwrap().as_fd())
-            .unwrap()
-            .fsid;
+        let fsid = sys::filesystem_status(File::open(&path).unwrap().as_fd()).unwrap().fsid;
         let noted = VolumeId::new(IdKind::Filesystem).with(part::FSID, format!("{fsid:016x}"));
         assert_eq!(noted.compare(&filesystem(&path)), Comparison::Same);
-        let other =
-            VolumeId::new(IdKind::Filesystem).with(part::FSID, format!("{:016x}", fsid ^ 1));
+        let other = VolumeId::new(IdKind::Filesystem).with(part::FSID, format!("{:016x}", fsid ^ 1));
         assert_eq!(other.compare(&filesystem(&path)), Comparison::Different);
         node.unmount(&path);
     });
@@ -136,18 +127,10 @@ fn a_directory_that_was_made_again_is_another_volume() {
             if !available(fs_type) {
                 continue;
             }
-            let disk = node.mount(
-                &node.formatted(fs_type, fs_type).0,
-                fs_type,
-                format!("disk-{fs_type}"),
-            );
+            let disk = node.mount(&node.formatted(fs_type, fs_type).0, fs_type, format!("disk-{fs_type}"));
             let (noted, now) = made_again(node, &disk.join("a b"), &format!("bound-{fs_type}"));
             assert_eq!(noted.get(part::SUBTREE), Some("/a b"));
-            assert_eq!(
-                noted.compare(&now),
-                Comparison::Different,
-                "{fs_type}: {noted} / {now}"
-            );
+            assert_eq!(noted.compare(&now), Comparison::Different, "{fs_type}: {noted} / {now}");
             let without_handle = |id: &VolumeId| {
                 let mut id = id.clone();
                 id.parts.remove(part::HANDLE).unwrap();
@@ -203,10 +186,7 @@ fn tmpfs_is_new_with_every_mount_and_lost_with_a_reboot() {
         node.unmount(&at);
         let now = filesystem(&node.tmpfs("at", MsFlags::empty()));
         assert_eq!(noted.compare(&now), Comparison::Different);
-        assert_eq!(
-            noted.compare(&after_reboot(&now)),
-            Comparison::LostWithReboot
-        );
+        assert_eq!(noted.compare(&after_reboot(&now)), Comparison::LostWithReboot);
         assert!(noted.lost_with_reboot("another") && !noted.lost_with_reboot("boot"));
     });
 }
@@ -215,19 +195,9 @@ fn tmpfs_is_new_with_every_mount_and_lost_with_a_reboot() {
 fn what_tells_no_uuid_is_refused() {
     on_a_node(|node| {
         let proc = node.directory("proc");
-        mount(
-            Some("proc"),
-            &proc,
-            Some("proc"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        mount(Some("proc"), &proc, Some("proc"), MsFlags::empty(), None::<&str>).unwrap();
         let error = format!("{:#}", try_filesystem(&proc).unwrap_err());
-        assert!(
-            error.contains("type proc") && error.contains("UUID"),
-            "{error}"
-        );
+        assert!(error.contains("type proc") && error.contains("UUID"), "{error}");
         if available("overlay") {
             let layers: Vec<_> = ["lower", "upper", "work"]
                 .iter()
@@ -273,18 +243,11 @@ fn a_loop_device_is_its_backing_file() {
 
         let again = device(&node.attach(&image, &[]));
         if noted.get(part::DISKSEQ).is_some() {
-            assert_eq!(
-                noted.compare(&again),
-                Comparison::Different,
-                "another attachment"
-            );
+            assert_eq!(noted.compare(&again), Comparison::Different, "another attachment");
         }
         assert_eq!(after_reboot(&noted).compare(&again), Comparison::Same);
         let shifted = device(&node.attach(&image, &["-o", "4096"]));
-        assert_eq!(
-            after_reboot(&noted).compare(&shifted),
-            Comparison::Different
-        );
+        assert_eq!(after_reboot(&noted).compare(&shifted), Comparison::Different);
         let other = device(&node.attach(&node.image("other", 1 << 20), &[]));
         assert_eq!(after_reboot(&noted).compare(&other), Comparison::Different);
     });

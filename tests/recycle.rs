@@ -18,29 +18,36 @@ const FINALIZER: &str = "local-volume-provisioner/scrub";
 
 #[test]
 fn a_released_volume_is_emptied_and_published_again() {
-    in_every_world("a_released_volume_is_emptied_and_published_again", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let first = node.available("disk1").await?;
-        ensure!(first.finalizers().contains(&FINALIZER.to_owned()) == (node.world.user == "full"), "{:?}", first.finalizers());
-        let bound = node.claim("a", &class).await?;
-        ensure!(bound.uid() == first.uid());
-        std::fs::write(disk.join("file"), "secret")?;
-        std::fs::create_dir_all(disk.join(".hidden/deep"))?;
-        std::fs::write(disk.join(".hidden/deep/file"), "secret")?;
-        node.release("a").await?;
-        let second = node.again("disk1", &first).await?;
-        ensure!(second.name_any() == first.name_any(), "the name stays");
-        ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
-        // And once more: nothing of the first round is in the way.
-        node.claim("b", &class).await?;
-        std::fs::write(disk.join("file"), "secret")?;
-        node.release("b").await?;
-        node.again("disk1", &second).await?;
-        ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
-        Ok(())
-    });
+    in_every_world(
+        "a_released_volume_is_emptied_and_published_again",
+        async |node: Rc<Node>| {
+            let class = node.class("Delete", "").await?;
+            let disk = node.tmpfs(&class, "disk1")?;
+            node.start().await?;
+            let first = node.available("disk1").await?;
+            ensure!(
+                first.finalizers().contains(&FINALIZER.to_owned()) == (node.world.user == "full"),
+                "{:?}",
+                first.finalizers()
+            );
+            let bound = node.claim("a", &class).await?;
+            ensure!(bound.uid() == first.uid());
+            std::fs::write(disk.join("file"), "secret")?;
+            std::fs::create_dir_all(disk.join(".hidden/deep"))?;
+            std::fs::write(disk.join(".hidden/deep/file"), "secret")?;
+            node.release("a").await?;
+            let second = node.again("disk1", &first).await?;
+            ensure!(second.name_any() == first.name_any(), "the name stays");
+            ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
+            // And once more: nothing of the first round is in the way.
+            node.claim("b", &class).await?;
+            std::fs::write(disk.join("file"), "secret")?;
+            node.release("b").await?;
+            node.again("disk1", &second).await?;
+            ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
+            Ok(())
+        },
+    );
 }
 
 #[test]
@@ -53,10 +60,14 @@ fn a_retained_volume_is_left_alone() {
         node.claim("a", &class).await?;
         std::fs::write(disk.join("file"), "keep")?;
         node.release("a").await?;
-        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released")).await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
         node.several_passes().await;
         let now = node.published().await?.remove("disk1").context("the PV is gone")?;
-        ensure!(now.uid() == pv.uid() && now.metadata.deletion_timestamp.is_none(), "{now:?}");
+        ensure!(
+            now.uid() == pv.uid() && now.metadata.deletion_timestamp.is_none(),
+            "{now:?}"
+        );
         ensure!(names(&disk) == ["file"]);
         Ok(())
     });
@@ -72,13 +83,20 @@ fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decid
         node.claim("a", &class).await?;
         std::fs::write(disk.join("file"), "keep")?;
         node.release("a").await?;
-        let released = node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released")).await?.unwrap();
+        let released = node
+            .until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?
+            .unwrap();
         node.delete(&released).await?;
         node.several_passes().await;
         ensure!(names(&disk) == ["file"]);
         if node.world.user == "full" {
             node.event(&pv, "VolumeFailedDelete", "retained=scrub").await?;
-            node.patch(&pv, json!({"metadata": {"annotations": {"local-volume-provisioner/retained": "scrub"}}})).await?;
+            node.patch(
+                &pv,
+                json!({"metadata": {"annotations": {"local-volume-provisioner/retained": "scrub"}}}),
+            )
+            .await?;
             node.again("disk1", &pv).await?;
             ensure!(names(&disk).is_empty());
         } else {
@@ -174,23 +192,28 @@ fn a_mount_below_the_volume_holds_it() {
 #[test]
 fn a_pod_that_still_has_it_mounted_holds_it() {
     let seeing: Vec<_> = node::WORLDS.into_iter().filter(|world| world.sees_pods).collect();
-    in_worlds("a_pod_that_still_has_it_mounted_holds_it", &seeing, async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
-        std::fs::write(disk.join("file"), "secret")?;
-        let pod = node.pod_mount(&pv, &disk)?;
-        node.release("a").await?;
-        node.event(&pv, "VolumeFailedDelete", "pod 9e1f0c4d has it mounted").await?;
-        node.several_passes().await;
-        ensure!(names(&disk) == ["file"]);
-        mounts::unmount(&pod)?;
-        node.again("disk1", &pv).await?;
-        ensure!(names(&disk).is_empty());
-        Ok(())
-    });
+    in_worlds(
+        "a_pod_that_still_has_it_mounted_holds_it",
+        &seeing,
+        async |node: Rc<Node>| {
+            let class = node.class("Delete", "").await?;
+            let disk = node.tmpfs(&class, "disk1")?;
+            node.start().await?;
+            let pv = node.available("disk1").await?;
+            node.claim("a", &class).await?;
+            std::fs::write(disk.join("file"), "secret")?;
+            let pod = node.pod_mount(&pv, &disk)?;
+            node.release("a").await?;
+            node.event(&pv, "VolumeFailedDelete", "pod 9e1f0c4d has it mounted")
+                .await?;
+            node.several_passes().await;
+            ensure!(names(&disk) == ["file"]);
+            mounts::unmount(&pod)?;
+            node.again("disk1", &pv).await?;
+            ensure!(names(&disk).is_empty());
+            Ok(())
+        },
+    );
 }
 
 #[test]
@@ -228,7 +251,8 @@ fn what_was_released_while_the_daemon_was_down_is_scrubbed() {
         std::fs::write(disk.join("file"), "secret")?;
         node.stop().await?;
         node.release("a").await?;
-        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released")).await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
         node.start().await?;
         node.again("disk1", &pv).await?;
         ensure!(names(&disk).is_empty());
@@ -269,7 +293,10 @@ fn a_pv_that_vanishes_by_force_is_held_as_long_as_its_claim_lives() {
         node.patch(&pv, json!({"metadata": {"finalizers": null}})).await?;
         node.until("disk1", "the PV is gone", |pv| pv.is_none()).await?;
         node.several_passes().await;
-        ensure!(node.published().await?.is_empty(), "published while its claim may bind again");
+        ensure!(
+            node.published().await?.is_empty(),
+            "published while its claim may bind again"
+        );
         ensure!(names(&disk) == ["file"], "scrubbed while its claim lives");
         node.release("a").await?;
         node.again("disk1", &pv).await?;
@@ -305,12 +332,18 @@ fn a_free_pv_follows_the_capacity_of_its_volume() {
         node.start().await?;
         node.available("disk1").await?;
         let remount = |size: &str| {
-            let status = std::process::Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&disk).status();
+            let status = std::process::Command::new("mount")
+                .args(["-o", &format!("remount,size={size}")])
+                .arg(&disk)
+                .status();
             status.map(|status| assert!(status.success()))
         };
         let capacity = |wanted: &'static str| {
             move |pv: Option<&k8s_openapi::api::core::v1::PersistentVolume>| {
-                pv.is_some_and(|pv| phase(pv) == "Available" && pv.spec.as_ref().unwrap().capacity.as_ref().unwrap()["storage"].0 == wanted)
+                pv.is_some_and(|pv| {
+                    phase(pv) == "Available"
+                        && pv.spec.as_ref().unwrap().capacity.as_ref().unwrap()["storage"].0 == wanted
+                })
             }
         };
         remount("32m")?;
@@ -343,7 +376,10 @@ fn a_block_volume_is_zeroed_and_published_again() {
         node.event(&pv, "VolumeDelete", "Starting cleanup of Block PV").await?;
         let mut content = Vec::new();
         std::fs::File::open(device.path())?.read_to_end(&mut content)?;
-        ensure!(content.len() == 48 << 20 && content.iter().all(|byte| *byte == 0), "the device is not zero");
+        ensure!(
+            content.len() == 48 << 20 && content.iter().all(|byte| *byte == 0),
+            "the device is not zero"
+        );
         Ok(())
     });
 }
@@ -375,14 +411,24 @@ fn a_device_in_use_is_not_scrubbed() {
 #[test]
 fn cleaners_that_are_not_there_hold_the_volume() {
     in_every_world("cleaners", async |node: Rc<Node>| {
-        let class = node.class("Delete", "  volumeMode: Block\n  blockCleanerCommand: [/scripts/shred.sh, \"2\"]\n").await?;
+        let class = node
+            .class(
+                "Delete",
+                "  volumeMode: Block\n  blockCleanerCommand: [/scripts/shred.sh, \"2\"]\n",
+            )
+            .await?;
         let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 16 << 20)?;
         std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
         node.start().await?;
         let pv = node.available("disk1").await?;
         node.claim_of_mode("a", &class, "Block").await?;
         node.release("a").await?;
-        node.event(&pv, "VolumeFailedDelete", "blockCleanerCommand shred 2 is not available").await?;
+        node.event(
+            &pv,
+            "VolumeFailedDelete",
+            "blockCleanerCommand shred 2 is not available",
+        )
+        .await?;
         ensure!(node.published().await?["disk1"].uid() == pv.uid());
         Ok(())
     });
@@ -398,16 +444,32 @@ fn edits_of_a_pv_by_hand_are_repaired_or_survived() {
         node.claim("a", &class).await?;
         std::fs::write(disk.join("file"), "secret")?;
         // The label-scoped watch says DELETED now, for a PV that is Bound.
-        node.patch(&pv, json!({"metadata": {"labels": {"local-volume-provisioner/node": null}}})).await?;
+        node.patch(
+            &pv,
+            json!({"metadata": {"labels": {"local-volume-provisioner/node": null}}}),
+        )
+        .await?;
         if node.world.user == "full" {
-            let labelled = |pv: Option<&k8s_openapi::api::core::v1::PersistentVolume>| pv.is_some_and(|pv| pv.labels().contains_key("local-volume-provisioner/node"));
+            let labelled = |pv: Option<&k8s_openapi::api::core::v1::PersistentVolume>| {
+                pv.is_some_and(|pv| pv.labels().contains_key("local-volume-provisioner/node"))
+            };
             node.until("disk1", "labelled again", labelled).await?;
-            node.patch(&pv, json!({"metadata": {"finalizers": ["kubernetes.io/pv-protection"]}})).await?;
-            node.until("disk1", "the finalizer is back", |pv| pv.is_some_and(|pv| pv.finalizers().contains(&FINALIZER.to_owned()))).await?;
+            node.patch(
+                &pv,
+                json!({"metadata": {"finalizers": ["kubernetes.io/pv-protection"]}}),
+            )
+            .await?;
+            node.until("disk1", "the finalizer is back", |pv| {
+                pv.is_some_and(|pv| pv.finalizers().contains(&FINALIZER.to_owned()))
+            })
+            .await?;
         }
         node.several_passes().await;
         let now = node.published().await?;
-        ensure!(now.len() == 1 && now["disk1"].uid() == pv.uid(), "a second PV for one volume");
+        ensure!(
+            now.len() == 1 && now["disk1"].uid() == pv.uid(),
+            "a second PV for one volume"
+        );
         ensure!(names(&disk) == ["file"]);
         node.release("a").await?;
         node.again("disk1", &pv).await?;
@@ -425,9 +487,13 @@ fn a_claim_ref_that_is_cleared_by_hand_is_reported() {
         let pv = node.available("disk1").await?;
         node.claim("a", &class).await?;
         node.release("a").await?;
-        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released")).await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
         if node.world.user == "full" {
-            node.until("disk1", "marked", |pv| pv.is_some_and(|pv| pv.annotations().contains_key("local-volume-provisioner/used"))).await?;
+            node.until("disk1", "marked", |pv| {
+                pv.is_some_and(|pv| pv.annotations().contains_key("local-volume-provisioner/used"))
+            })
+            .await?;
         }
         node.patch(&pv, json!({"spec": {"claimRef": null}})).await?;
         node.available("disk1").await?;

@@ -15,9 +15,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use local_volume_provisioner::identity::part;
-use local_volume_provisioner::observed::{
-    Directory, DirectoryKey, EntryKind, HostView, MountFacts, Observed,
-};
+use local_volume_provisioner::observed::{Directory, DirectoryKey, EntryKind, HostView, MountFacts, Observed};
 use local_volume_provisioner::scan::{ScanSettings, Scanner};
 use nix::mount::{MsFlags, mount, umount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -57,10 +55,7 @@ fn entries(node: &Node, directory: &Path, probe: bool) -> BTreeMap<OsString, Ent
         Directory::Read(entries) => {
             let names: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
             assert!(names.is_sorted(), "{names:?}");
-            entries
-                .into_iter()
-                .map(|entry| (entry.name, entry.kind))
-                .collect()
+            entries.into_iter().map(|entry| (entry.name, entry.kind)).collect()
         }
         other => panic!("{other:?}"),
     }
@@ -171,11 +166,7 @@ fn the_facts_of_mounts() {
         node.tmpfs("disks/tmpfs", MsFlags::empty());
         let facts = mount_facts(node, &dir, "tmpfs");
         assert_eq!(
-            (
-                facts.fs_type.as_str(),
-                facts.capacity_bytes,
-                facts.subtree.as_path()
-            ),
+            (facts.fs_type.as_str(), facts.capacity_bytes, facts.subtree.as_path()),
             ("tmpfs", 1 << 20, Path::new("/"))
         );
         assert_eq!(facts.dev, fs::metadata(dir.join("tmpfs")).unwrap().dev());
@@ -186,14 +177,7 @@ fn the_facts_of_mounts() {
         assert_eq!(facts.subtree, Path::new("/source/a b"));
         assert!(facts.id.unwrap().get(part::HANDLE).is_some());
         let remount = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-        mount(
-            None::<&str>,
-            &dir.join("bind"),
-            None::<&str>,
-            remount,
-            None::<&str>,
-        )
-        .unwrap();
+        mount(None::<&str>, &dir.join("bind"), None::<&str>, remount, None::<&str>).unwrap();
         assert!(
             mount_facts(node, &dir, "bind").read_only,
             "a read-only bind mount of a writable filesystem"
@@ -266,11 +250,7 @@ fn a_mount_over_a_mount_is_the_one_on_top() {
         node.tmpfs("disks/a", MsFlags::empty());
         let facts = mount_facts(node, &dir, "a");
         assert_eq!(
-            (
-                facts.fs_type.as_str(),
-                facts.subtree.as_path(),
-                facts.nested
-            ),
+            (facts.fs_type.as_str(), facts.subtree.as_path(), facts.nested),
             ("tmpfs", Path::new("/"), Vec::<PathBuf>::new())
         );
     });
@@ -312,14 +292,10 @@ fn mounts_below_a_volume_are_found_through_every_table() {
         // In the host's table only.
         let dev = fs::metadata(&volume).unwrap().dev();
         let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
-        let host = format!(
-            "1 0 {major}:{minor} / /mnt/a rw - tmpfs t rw\n2 1 0:99 / /mnt/a/in\\040side rw - tmpfs t rw\n"
-        );
+        let host =
+            format!("1 0 {major}:{minor} / /mnt/a rw - tmpfs t rw\n2 1 0:99 / /mnt/a/in\\040side rw - tmpfs t rw\n");
         fs::write(node.path("host-mountinfo"), host).unwrap();
-        assert_eq!(
-            mount_facts(node, &dir, "a").nested,
-            [Path::new("/mnt/a/in side")]
-        );
+        assert_eq!(mount_facts(node, &dir, "a").nested, [Path::new("/mnt/a/in side")]);
     });
 }
 
@@ -428,11 +404,7 @@ impl Automounter {
     /// A process of the automounter's own group triggers nothing, so it is given another's.
     fn new(at: &Path) -> Self {
         let (requests, pipe) = nix::unistd::pipe().unwrap();
-        let process = Command::new("sleep")
-            .arg("1000")
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let process = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
         let options = format!(
             "fd={},pgrp={},minproto=5,maxproto=5,direct",
             pipe.as_raw_fd(),
@@ -489,25 +461,14 @@ fn what_hangs_is_alone_with_it() {
         });
         for round in 0..3 {
             let started = Instant::now();
-            let found = scanner
-                .scan(&[key(&dir), key(&dead)], &|_, _| true)
-                .directories;
+            let found = scanner.scan(&[key(&dir), key(&dead)], &|_, _| true).directories;
             let took = started.elapsed();
             let Directory::Read(entries) = &found[&key(&dir)] else {
                 panic!("{found:?}")
             };
-            assert!(
-                matches!(entries[0].kind, EntryKind::Unresponsive(_)),
-                "{entries:?}"
-            );
-            assert!(
-                matches!(entries[1].kind, EntryKind::Mount(_)),
-                "{entries:?}"
-            );
-            assert!(
-                matches!(found[&key(&dead)], Directory::Unreadable(_)),
-                "{found:?}"
-            );
+            assert!(matches!(entries[0].kind, EntryKind::Unresponsive(_)), "{entries:?}");
+            assert!(matches!(entries[1].kind, EntryKind::Mount(_)), "{entries:?}");
+            assert!(matches!(found[&key(&dead)], Directory::Unreadable(_)), "{found:?}");
             assert_eq!(scanner.unresponsive(), 2);
             assert!(
                 round == 0 || took < timeout,

@@ -38,12 +38,7 @@ async fn faults_hit_what_they_match_and_are_used_up() {
     let client = api.client("full");
     let pvs = kube::Api::<PersistentVolume>::all(client.clone());
     api.create("persistentvolumes", "", pv("a"));
-    api.inject(
-        Fault::status(503)
-            .verb("get")
-            .resource("persistentvolumes")
-            .times(2),
-    );
+    api.inject(Fault::status(503).verb("get").resource("persistentvolumes").times(2));
     api.inject(Fault::status(500).named("b"));
     assert_eq!(code(pvs.get("a").await), 503);
     assert!(pvs.list(&Default::default()).await.is_ok(), "another verb");
@@ -56,38 +51,17 @@ async fn faults_hit_what_they_match_and_are_used_up() {
         "the name is in the body"
     );
     assert!(api.get_pv("b").is_none());
-    let log: Vec<_> = api
-        .requests()
-        .iter()
-        .map(|r| (r.verb.clone(), r.status))
-        .collect();
-    let expected = [
-        ("get", 503),
-        ("list", 200),
-        ("get", 503),
-        ("get", 200),
-        ("create", 500),
-    ];
+    let log: Vec<_> = api.requests().iter().map(|r| (r.verb.clone(), r.status)).collect();
+    let expected = [("get", 503), ("list", 200), ("get", 503), ("get", 200), ("create", 500)];
+    assert_eq!(log, expected.map(|(verb, status)| (verb.to_owned(), Some(status))));
     assert_eq!(
-        log,
-        expected.map(|(verb, status)| (verb.to_owned(), Some(status)))
-    );
-    assert_eq!(
-        (
-            api.count("get", "persistentvolumes"),
-            api.requests()[4].is_write()
-        ),
+        (api.count("get", "persistentvolumes"), api.requests()[4].is_write()),
         (3, true)
     );
 
     api.inject(Fault::throttle(Duration::from_secs(7)));
-    let (code, status) = raw::call(&client, "GET", PVS, "", &Value::Null)
-        .await
-        .unwrap();
-    assert_eq!(
-        (code, &status["details"]["retryAfterSeconds"]),
-        (429, &json!(7))
-    );
+    let (code, status) = raw::call(&client, "GET", PVS, "", &Value::Null).await.unwrap();
+    assert_eq!((code, &status["details"]["retryAfterSeconds"]), (429, &json!(7)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,16 +73,9 @@ async fn connections_hang_break_and_lose_answers() {
         pvs.create(&Default::default(), &object).await
     };
     api.inject(Fault::hang());
-    assert!(
-        timeout(Duration::from_secs(99), create("hung"))
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::from_secs(99), create("hung")).await.is_err());
     api.inject(Fault::disconnect());
-    assert!(matches!(
-        create("disconnected").await,
-        Err(Error::Service(_))
-    ));
+    assert!(matches!(create("disconnected").await, Err(Error::Service(_))));
     api.inject(Fault::lose_reply());
     assert!(matches!(create("unanswered").await, Err(Error::Service(_))));
     let there = ["hung", "disconnected", "unanswered"].map(|name| api.get_pv(name).is_some());
@@ -157,23 +124,12 @@ async fn watches_survive_cuts_and_lost_history() {
     assert_eq!(next_applied().await, "b");
     api.cut_watches("persistentvolumes");
     api.create("persistentvolumes", "", pv("c"));
-    assert_eq!(
-        next_applied().await,
-        "c",
-        "no event is lost or repeated by a cut"
-    );
+    assert_eq!(next_applied().await, "c", "no event is lost or repeated by a cut");
     assert_eq!(api.count("list", "persistentvolumes"), 1);
     api.expire_history();
-    let again = [
-        next_applied().await,
-        next_applied().await,
-        next_applied().await,
-    ];
+    let again = [next_applied().await, next_applied().await, next_applied().await];
     assert_eq!(
-        (
-            again.concat().as_str(),
-            api.count("list", "persistentvolumes")
-        ),
+        (again.concat().as_str(), api.count("list", "persistentvolumes")),
         ("abc", 2)
     );
 
@@ -183,11 +139,7 @@ async fn watches_survive_cuts_and_lost_history() {
     let client = api.client("classic");
     for (back, kind) in [(1, "ADDED"), (2, "ERROR")] {
         let e = api.get_pv("e").unwrap();
-        let version: u64 = e["metadata"]["resourceVersion"]
-            .as_str()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let version: u64 = e["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
         let path = format!("{PVS}?watch=true&resourceVersion={}", version - back);
         let events = raw::watch(&client, &path, "", 1, DEADLINE).await.unwrap();
         assert_eq!(events[0]["type"], kind, "{events:?}");
@@ -202,10 +154,7 @@ async fn permissions_change_at_any_time() {
     assert_eq!(code(pvs.list(&Default::default()).await), 403);
     api.set_permissions("someone", Permissions::full());
     assert!(pvs.list(&Default::default()).await.is_ok());
-    api.set_permissions(
-        "someone",
-        Permissions::full().deny(&["list"], &["persistentvolumes"]),
-    );
+    api.set_permissions("someone", Permissions::full().deny(&["list"], &["persistentvolumes"]));
     assert_eq!(code(pvs.list(&Default::default()).await), 403);
 }
 
@@ -219,9 +168,7 @@ async fn a_terminating_volume_is_never_bound() {
     api.create("persistentvolumes", "", volume);
     let phase = |api: &Api| api.get_pv("a").unwrap()["status"]["phase"].clone();
     let available = |api: &Api| (phase(api) == "Available").then_some(());
-    api.wait_for("available", DEADLINE, available)
-        .await
-        .unwrap();
+    api.wait_for("available", DEADLINE, available).await.unwrap();
     api.delete("persistentvolumes", "", "a").unwrap();
     assert!(
         api.bind("ns", "claim", "a")
@@ -241,9 +188,6 @@ async fn a_terminating_volume_is_never_bound() {
     api.delete_claim("ns", "claim").unwrap();
     assert!(api.get("persistentvolumeclaims", "ns", "claim").is_none());
     assert_eq!(phase(&api), "Released");
-    let error = api
-        .wait_for("pigs fly", DEADLINE, |_| None::<()>)
-        .await
-        .unwrap_err();
+    let error = api.wait_for("pigs fly", DEADLINE, |_| None::<()>).await.unwrap_err();
     assert!(error.to_string().contains("pigs fly"));
 }

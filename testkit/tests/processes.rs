@@ -67,10 +67,7 @@ fn a_plane_has_users_and_ends_when_dropped() {
         plane.user("reader", &rules).await.unwrap();
         let pvs = kube::Api::<PersistentVolume>::all(plane.client_of("reader").await.unwrap());
         let list = async || pvs.list(&Default::default()).await.ok();
-        plane
-            .wait_for("the role is in force", DEADLINE, list)
-            .await
-            .unwrap();
+        plane.wait_for("the role is in force", DEADLINE, list).await.unwrap();
         assert!(
             pvs.get("x")
                 .await
@@ -78,10 +75,7 @@ fn a_plane_has_users_and_ends_when_dropped() {
         );
         assert!(plane.client_of("nobody").await.is_err());
     });
-    let (dir, address) = (
-        plane.dir().to_owned(),
-        plane.server().replace("https://", ""),
-    );
+    let (dir, address) = (plane.dir().to_owned(), plane.server().replace("https://", ""));
     drop(plane);
     assert!(!dir.exists() && TcpStream::connect(address).is_err());
 }
@@ -102,29 +96,19 @@ fn a_plane_ends_with_its_process() {
         return;
     }
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "start_a_plane_and_wait",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "start_a_plane_and_wait", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let line = lines
-        .map(Result::unwrap)
-        .find(|l| l.starts_with("plane "))
-        .unwrap();
+    let line = lines.map(Result::unwrap).find(|l| l.starts_with("plane ")).unwrap();
     let mut words = line.split(' ').skip(1);
     let (dir, server) = (words.next().unwrap(), words.next().unwrap());
     let address = server.replace("https://", "");
     assert!(Path::new(dir).is_dir() && TcpStream::connect(&address).is_ok());
     child.kill().unwrap();
     child.wait().unwrap();
-    wait("the apiserver has ended", || {
-        TcpStream::connect(&address).is_err()
-    });
+    wait("the apiserver has ended", || TcpStream::connect(&address).is_err());
     wait("the files are removed", || !Path::new(dir).exists());
     let named_in = |cmdline: Vec<u8>| String::from_utf8_lossy(&cmdline).contains(dir);
     wait("all its processes have ended", || {

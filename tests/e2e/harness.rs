@@ -85,9 +85,7 @@ fn run(command: &mut Command, input: &str) -> Result<String, String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|err| format!("{command:?}: {err}"))?;
+    let mut child = command.spawn().map_err(|err| format!("{command:?}: {err}"))?;
     // A child that ended without reading says why by itself.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().map_err(|err| err.to_string())?;
@@ -137,12 +135,7 @@ impl Cluster {
             "jobs --all",
             "validatingadmissionpolicybinding --all",
         ] {
-            let mut args = vec![
-                "delete",
-                "--ignore-not-found",
-                "--timeout=60s",
-                "--cascade=foreground",
-            ];
+            let mut args = vec!["delete", "--ignore-not-found", "--timeout=60s", "--cascade=foreground"];
             args.extend(what.split(' '));
             self.kubectl(&args);
         }
@@ -153,9 +146,7 @@ impl Cluster {
             let _ = self.try_kubectl(&["delete", "pv", &name, "--wait=false"], "");
             let _ = self.try_kubectl(&["patch", "pv", &name, "--type=merge", "-p", free], "");
         }
-        self.await_some("the end of all PVs", RECYCLE, || {
-            self.pvs().is_empty().then_some(())
-        });
+        self.await_some("the end of all PVs", RECYCLE, || self.pvs().is_empty().then_some(()));
         for node in self.nodes() {
             self.on_node(&node, &["sh", "-c", "rm -rf /var/local/kubevirt-storage/local-volume/disk*/* /var/local/kubevirt-storage/local-volume/disk*/.[!.]*"]);
         }
@@ -172,11 +163,7 @@ impl Cluster {
             "rbac"
         };
         for name in ["storageclass", rbac, "configmap"] {
-            self.kubectl(&[
-                "apply",
-                "-f",
-                &file(&format!("deploy/kubernetes/{name}.yaml")),
-            ]);
+            self.kubectl(&["apply", "-f", &file(&format!("deploy/kubernetes/{name}.yaml"))]);
         }
         let raw_class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "raw"},
@@ -186,8 +173,7 @@ impl Cluster {
         let classes = "local:\n  hostDir: /mnt/local-storage/local\n  mountDir: /mnt/local-storage/local\n\
                        raw:\n  hostDir: /mnt/local-storage/raw\n  mountDir: /mnt/local-storage/raw\n  volumeMode: Block\n";
         let jobs = if setup == Setup::Jobs { "yes" } else { "no" };
-        let config =
-            json!({"data": {"storageClassMap": classes, "useJobForCleaning": jobs}}).to_string();
+        let config = json!({"data": {"storageClassMap": classes, "useJobForCleaning": jobs}}).to_string();
         self.kubectl(&[
             "patch",
             "configmap",
@@ -206,8 +192,7 @@ impl Cluster {
             &file("deploy/kubernetes/daemonset.yaml"),
         ]);
         let mut daemonset: Value = serde_json::from_str(&daemonset).unwrap();
-        daemonset["spec"]["template"]["spec"]["containers"][0]["args"] =
-            json!(["--grace-period=2s", "-v=4"]);
+        daemonset["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["--grace-period=2s", "-v=4"]);
         self.apply(&daemonset);
         self.await_rollout();
     }
@@ -223,15 +208,12 @@ impl Cluster {
 
     /// kubectl's output; the test fails if it fails.
     pub fn kubectl(&self, args: &[&str]) -> String {
-        self.try_kubectl(args, "")
-            .unwrap_or_else(|err| panic!("{err}"))
+        self.try_kubectl(args, "").unwrap_or_else(|err| panic!("{err}"))
     }
 
     fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         run(
-            Command::new("kubectl")
-                .env("KUBECONFIG", &self.kubeconfig)
-                .args(args),
+            Command::new("kubectl").env("KUBECONFIG", &self.kubeconfig).args(args),
             input,
         )
     }
@@ -257,9 +239,7 @@ impl Cluster {
     fn hack_cluster(&self, args: &[&str]) -> Result<String, String> {
         let dir = self.kubeconfig.parent().unwrap_or(Path::new("/"));
         run(
-            Command::new(file("hack/cluster"))
-                .env("CLUSTER_DIR", dir)
-                .args(args),
+            Command::new(file("hack/cluster")).env("CLUSTER_DIR", dir).args(args),
             "",
         )
     }
@@ -268,20 +248,13 @@ impl Cluster {
     pub fn on_node(&self, node: &str, command: &[&str]) -> String {
         let mut args = vec!["node", node];
         args.extend(command);
-        self.hack_cluster(&args)
-            .unwrap_or_else(|err| panic!("{err}"))
+        self.hack_cluster(&args).unwrap_or_else(|err| panic!("{err}"))
     }
 
     /// Kills a node at once and boots it, and waits for its provisioner.
     pub fn reboot(&self, node: &str) {
         let pod = || {
-            let pods = self.list(&[
-                "pods",
-                "-l",
-                APP,
-                "--field-selector",
-                &format!("spec.nodeName={node}"),
-            ]);
+            let pods = self.list(&["pods", "-l", APP, "--field-selector", &format!("spec.nodeName={node}")]);
             pods.into_iter().next().unwrap_or_default()["status"]["containerStatuses"][0].clone()
         };
         let before = pod()["containerID"].clone();
@@ -315,14 +288,9 @@ impl Cluster {
 
     /// Waits for a PV of a path on a node that is Available.
     pub fn available_pv(&self, node: &str, path: &str) -> Value {
-        self.await_some(
-            &format!("an Available PV of {path} on {node}"),
-            RECYCLE,
-            || {
-                self.pv_at(node, path)
-                    .filter(|pv| pv["status"]["phase"] == "Available")
-            },
-        )
+        self.await_some(&format!("an Available PV of {path} on {node}"), RECYCLE, || {
+            self.pv_at(node, path).filter(|pv| pv["status"]["phase"] == "Available")
+        })
     }
 
     /// Waits for another PV of the same name than the one with this UID.
@@ -332,9 +300,8 @@ impl Cluster {
             &format!("{name} to be Available again, as a new object"),
             RECYCLE,
             || {
-                self.get("pv", name).filter(|pv| {
-                    pv["metadata"]["uid"] != uid && pv["status"]["phase"] == "Available"
-                })
+                self.get("pv", name)
+                    .filter(|pv| pv["metadata"]["uid"] != uid && pv["status"]["phase"] == "Available")
             },
         );
         println!(
@@ -345,12 +312,7 @@ impl Cluster {
     }
 
     /// Asks again and again until there is an answer, up to the deadline.
-    pub fn await_some<T>(
-        &self,
-        what: &str,
-        deadline: Duration,
-        mut ask: impl FnMut() -> Option<T>,
-    ) -> T {
+    pub fn await_some<T>(&self, what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
         loop {
             if let Some(answer) = ask() {
@@ -371,14 +333,7 @@ impl Cluster {
     }
 
     /// As `run_tenant`, on a certain node.
-    pub fn run_tenant_on(
-        &self,
-        name: &str,
-        class: &str,
-        mode: &str,
-        script: &str,
-        node: Option<&str>,
-    ) -> Volume {
+    pub fn run_tenant_on(&self, name: &str, class: &str, mode: &str, script: &str, node: Option<&str>) -> Volume {
         let metadata = json!({"name": name, "labels": {"e2e": "tenant"}});
         self.apply(&json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,
@@ -435,20 +390,14 @@ impl Cluster {
 
     /// Whether a Job of this name was made and has run to its end, as the events tell.
     pub fn job_completed(&self, name: &str) -> bool {
-        let selector =
-            format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
-        !self
-            .list(&["events", "--field-selector", &selector])
-            .is_empty()
+        let selector = format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
+        !self.list(&["events", "--field-selector", &selector]).is_empty()
     }
 
     /// Mounts a new tmpfs of 64 MiB; dropped, it is unmounted.
     pub fn mount_tmpfs(&self, node: &str, path: &str) -> Mount<'_> {
         self.on_node(node, &["mkdir", "-p", path]);
-        self.on_node(
-            node,
-            &["mount", "-t", "tmpfs", "-o", "size=64m", "e2e", path],
-        );
+        self.on_node(node, &["mount", "-t", "tmpfs", "-o", "size=64m", "e2e", path]);
         Mount {
             cluster: self,
             node: node.to_owned(),
@@ -497,9 +446,7 @@ impl Cluster {
         ];
         self.await_some("the policy to be in force", Duration::from_secs(30), || {
             let refusal = self.try_kubectl(&args, &pv.to_string()).err()?;
-            refusal
-                .contains("the token carries no node name")
-                .then_some(())
+            refusal.contains("the token carries no node name").then_some(())
         });
         policy
     }
@@ -540,13 +487,8 @@ pub struct Mount<'a> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
-        let unmounted = self
-            .cluster
-            .hack_cluster(&["node", &self.node, "umount", &self.path]);
-        assert!(
-            unmounted.is_ok() || std::thread::panicking(),
-            "{unmounted:?}"
-        );
+        let unmounted = self.cluster.hack_cluster(&["node", &self.node, "umount", &self.path]);
+        assert!(unmounted.is_ok() || std::thread::panicking(), "{unmounted:?}");
     }
 }
 
@@ -585,16 +527,10 @@ impl Drop for Device<'_> {
             assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
         }
         if !std::thread::panicking() {
-            self.cluster.await_some(
-                "the end of the device's PV",
-                Duration::from_secs(15),
-                || {
-                    self.cluster
-                        .pv_at(&self.node, &self.link)
-                        .is_none()
-                        .then_some(())
-                },
-            );
+            self.cluster
+                .await_some("the end of the device's PV", Duration::from_secs(15), || {
+                    self.cluster.pv_at(&self.node, &self.link).is_none().then_some(())
+                });
         }
     }
 }
@@ -606,13 +542,8 @@ pub struct Policy<'a> {
 
 impl Drop for Policy<'_> {
     fn drop(&mut self) {
-        let _ = self.cluster.try_kubectl(
-            &[
-                "delete",
-                "-f",
-                &file("deploy/optional/own-node-policy.yaml"),
-            ],
-            "",
-        );
+        let _ = self
+            .cluster
+            .try_kubectl(&["delete", "-f", &file("deploy/optional/own-node-policy.yaml")], "");
     }
 }

@@ -40,10 +40,22 @@ pub struct World {
 
 /// Both permission modes, with both views of the host.
 pub const WORLDS: [World; 4] = [
-    World { user: "full", sees_pods: true },
-    World { user: "full", sees_pods: false },
-    World { user: "classic", sees_pods: true },
-    World { user: "classic", sees_pods: false },
+    World {
+        user: "full",
+        sees_pods: true,
+    },
+    World {
+        user: "full",
+        sees_pods: false,
+    },
+    World {
+        user: "classic",
+        sees_pods: true,
+    },
+    World {
+        user: "classic",
+        sees_pods: false,
+    },
 ];
 
 fn plane() -> Result<&'static Plane, String> {
@@ -63,7 +75,11 @@ pub fn in_every_world<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 
 }
 
 /// Runs a test in these worlds.
-pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'static>(name: &str, worlds: &[World], test: F) {
+pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'static>(
+    name: &str,
+    worlds: &[World],
+    test: F,
+) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED: {name}: needs root for mounts and loop devices");
         return;
@@ -99,7 +115,11 @@ fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, 
     let result = local.block_on(&runtime, async {
         let node = Rc::new(Node::new(plane, world).await?);
         let result = test(Rc::clone(&node)).await;
-        let logs = if result.is_err() { node.explain().await } else { String::new() };
+        let logs = if result.is_err() {
+            node.explain().await
+        } else {
+            String::new()
+        };
         node.stop().await?;
         result.with_context(|| logs)
     });
@@ -132,9 +152,17 @@ impl Node {
             config_dir: dir.path().join("config"),
             listen_address: None,
             metrics_path: "/metrics".into(),
-            limits: Limits { grace_period: GRACE, discovery_period: PERIOD, scrub_concurrency: 4 },
+            limits: Limits {
+                grace_period: GRACE,
+                discovery_period: PERIOD,
+                scrub_concurrency: 4,
+            },
             scan: ScanSettings {
-                host_mountinfo: if world.sees_pods { PathBuf::from(&task) } else { dir.path().join("no-such-file") },
+                host_mountinfo: if world.sees_pods {
+                    PathBuf::from(&task)
+                } else {
+                    dir.path().join("no-such-file")
+                },
                 own_mountinfo: task.into(),
                 ..ScanSettings::default()
             },
@@ -142,7 +170,15 @@ impl Node {
         // Its hostname label is not its name, as on some clouds.
         plane.create_node(&name, &format!("host-{name}")).await?;
         let admin = plane.client().await?;
-        Ok(Self { plane, world, name, admin, dir, settings: settings.into(), daemon: None.into() })
+        Ok(Self {
+            plane,
+            world,
+            name,
+            admin,
+            dir,
+            settings: settings.into(),
+            daemon: None.into(),
+        })
     }
 
     /// A class of this node: its StorageClass is made, its directory too, and it is configured.
@@ -154,7 +190,10 @@ impl Node {
         std::fs::create_dir(&directory)?;
         let path = self.dir.path().join("config/storageClassMap");
         let mut map = std::fs::read_to_string(&path).unwrap_or_default();
-        map.push_str(&format!("{class}:\n  hostDir: {0}\n  mountDir: {0}\n{extra}", directory.display()));
+        map.push_str(&format!(
+            "{class}:\n  hostDir: {0}\n  mountDir: {0}\n{extra}",
+            directory.display()
+        ));
         std::fs::write(path, map)?;
         Ok(class)
     }
@@ -229,7 +268,12 @@ impl Node {
     }
 
     /// Waits until a condition on the PV of an entry holds (`None`: there is no PV).
-    pub async fn until(&self, entry: &str, what: &str, holds: impl Fn(Option<&PersistentVolume>) -> bool) -> Result<Option<PersistentVolume>> {
+    pub async fn until(
+        &self,
+        entry: &str,
+        what: &str,
+        holds: impl Fn(Option<&PersistentVolume>) -> bool,
+    ) -> Result<Option<PersistentVolume>> {
         let end = tokio::time::Instant::now() + DEADLINE;
         loop {
             let found = self.published().await?.remove(entry);
@@ -237,7 +281,10 @@ impl Node {
                 return Ok(found);
             }
             if tokio::time::Instant::now() > end {
-                bail!("not within {DEADLINE:?}: {what}; the PV is {}", serde_json::to_string_pretty(&found)?);
+                bail!(
+                    "not within {DEADLINE:?}: {what}; the PV is {}",
+                    serde_json::to_string_pretty(&found)?
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -245,7 +292,11 @@ impl Node {
 
     /// Waits until the entry's PV is Available and not being deleted.
     pub async fn available(&self, entry: &str) -> Result<PersistentVolume> {
-        let pv = self.until(entry, &format!("{entry} is Available"), |pv| pv.is_some_and(|pv| phase(pv) == "Available" && pv.metadata.deletion_timestamp.is_none())).await?;
+        let pv = self
+            .until(entry, &format!("{entry} is Available"), |pv| {
+                pv.is_some_and(|pv| phase(pv) == "Available" && pv.metadata.deletion_timestamp.is_none())
+            })
+            .await?;
         pv.context("no PV")
     }
 
@@ -253,7 +304,11 @@ impl Node {
     pub async fn again(&self, entry: &str, former: &PersistentVolume) -> Result<PersistentVolume> {
         let what = format!("{entry} is Available with another UID than {:?}", former.uid());
         let pv = self
-            .until(entry, &what, |pv| pv.is_some_and(|pv| phase(pv) == "Available" && pv.metadata.deletion_timestamp.is_none() && pv.uid() != former.uid()))
+            .until(entry, &what, |pv| {
+                pv.is_some_and(|pv| {
+                    phase(pv) == "Available" && pv.metadata.deletion_timestamp.is_none() && pv.uid() != former.uid()
+                })
+            })
             .await?;
         pv.context("no PV")
     }
@@ -281,7 +336,8 @@ impl Node {
             "nodeSelector": {"kubernetes.io/hostname": format!("host-{}", self.name)},
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}});
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), "default");
-        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+            .await?;
         let end = tokio::time::Instant::now() + DEADLINE;
         loop {
             let bound = self.published().await?.into_values().find(|pv| {
@@ -307,7 +363,10 @@ impl Node {
 
     /// Changes a PV by a merge patch.
     pub async fn patch(&self, pv: &PersistentVolume, patch: serde_json::Value) -> Result<PersistentVolume> {
-        Ok(self.pvs().patch(&pv.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?)
+        Ok(self
+            .pvs()
+            .patch(&pv.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+            .await?)
     }
 
     /// Deletes a PV by hand.
@@ -322,9 +381,13 @@ impl Node {
         let end = tokio::time::Instant::now() + DEADLINE;
         loop {
             let all = events.list(&ListParams::default()).await?.items;
-            let about: Vec<Event> = all.into_iter().filter(|event| event.involved_object.uid == pv.uid()).collect();
+            let about: Vec<Event> = all
+                .into_iter()
+                .filter(|event| event.involved_object.uid == pv.uid())
+                .collect();
             let found = about.iter().find(|event| {
-                event.reason.as_deref() == Some(reason) && event.message.as_ref().is_some_and(|message| message.contains(text))
+                event.reason.as_deref() == Some(reason)
+                    && event.message.as_ref().is_some_and(|message| message.contains(text))
             });
             if let Some(found) = found {
                 return Ok(found.clone());
@@ -344,7 +407,9 @@ impl Node {
 
     /// A pod's mount of an entry, as kubelet makes it.
     pub fn pod_mount(&self, pv: &PersistentVolume, entry: &Path) -> Result<PathBuf> {
-        let path = self.path("kubelet/pods/9e1f0c4d/volumes/kubernetes.io~local-volume").join(pv.name_any());
+        let path = self
+            .path("kubelet/pods/9e1f0c4d/volumes/kubernetes.io~local-volume")
+            .join(pv.name_any());
         std::fs::create_dir_all(&path)?;
         mounts::bind(entry, &path)?;
         Ok(path)
@@ -354,7 +419,15 @@ impl Node {
         let pvs = self.published().await.unwrap_or_default();
         let summary: Vec<String> = pvs
             .iter()
-            .map(|(entry, pv)| format!("{entry}: {} {} deleted {:?} {:?}", pv.name_any(), phase(pv), pv.metadata.deletion_timestamp, pv.finalizers()))
+            .map(|(entry, pv)| {
+                format!(
+                    "{entry}: {} {} deleted {:?} {:?}",
+                    pv.name_any(),
+                    phase(pv),
+                    pv.metadata.deletion_timestamp,
+                    pv.finalizers()
+                )
+            })
             .collect();
         format!("in {:?} on node {}; PVs: {summary:#?}", self.world, self.name)
     }
@@ -362,12 +435,18 @@ impl Node {
 
 /// A PV's phase.
 pub fn phase(pv: &PersistentVolume) -> String {
-    pv.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default()
+    pv.status
+        .as_ref()
+        .and_then(|status| status.phase.clone())
+        .unwrap_or_default()
 }
 
 /// The names in a directory.
 pub fn names(path: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }

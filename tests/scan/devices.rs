@@ -36,18 +36,10 @@ fn a_published_device_is_only_looked_at() {
         let holder = claim_exclusive(&device).unwrap();
         let facts = device_facts(node, &dir, "a", false);
         assert_eq!(
-            (
-                facts.users,
-                facts.member_of,
-                facts.capacity_bytes,
-                facts.read_only
-            ),
+            (facts.users, facts.member_of, facts.capacity_bytes, facts.read_only),
             (None, None, 3 << 20, false)
         );
-        assert_eq!(
-            facts.kernel_name,
-            device.file_name().unwrap().to_str().unwrap()
-        );
+        assert_eq!(facts.kernel_name, device.file_name().unwrap().to_str().unwrap());
         let facts = device_facts(node, &dir, "a", true);
         assert!(facts.users.unwrap()[0].contains("exclusively"));
         drop(holder);
@@ -101,10 +93,7 @@ fn what_uses_a_device_is_named() {
             device_facts(node, &dir, "b", false),
         );
         assert!(
-            below
-                .storage_keys
-                .iter()
-                .any(|key| above.storage_keys.contains(key)),
+            below.storage_keys.iter().any(|key| above.storage_keys.contains(key)),
             "{below:?} {above:?}"
         );
         node.detach(&on_top);
@@ -143,9 +132,7 @@ fn partitions_and_disks() {
         let disk = node.attach(&image, &["-P"]);
         let piece = |number| PathBuf::from(format!("{}p{number}", disk.display()));
         if !piece(1).exists() {
-            println!(
-                "SKIPPED: this kernel finds no partitions on loop devices, or /dev is not a devtmpfs"
-            );
+            println!("SKIPPED: this kernel finds no partitions on loop devices, or /dev is not a devtmpfs");
             return;
         }
         let dir = node.directory("disks");
@@ -154,11 +141,7 @@ fn partitions_and_disks() {
         link(&dir, "second", &piece(2));
         let facts = |name| device_facts(node, &dir, name, true);
         let (whole, first, second) = (facts("disk"), facts("first"), facts("second"));
-        let collide = |a: &DeviceFacts, b: &DeviceFacts| {
-            a.storage_keys
-                .iter()
-                .any(|key| b.storage_keys.contains(key))
-        };
+        let collide = |a: &DeviceFacts, b: &DeviceFacts| a.storage_keys.iter().any(|key| b.storage_keys.contains(key));
         assert!(collide(&whole, &first) && collide(&whole, &second) && !collide(&first, &second));
         assert_eq!(first.capacity_bytes, 1 << 20);
         wait_until_unused(|| facts("first").users.unwrap());
@@ -173,9 +156,7 @@ fn partitions_and_disks() {
         wait_until_unused(|| facts("second").users.unwrap());
         drop(held);
         if available("ext4") {
-            run("mkfs.ext4", |command| {
-                command.args(["-q", "-F"]).arg(piece(1))
-            });
+            run("mkfs.ext4", |command| command.args(["-q", "-F"]).arg(piece(1)));
             let at = node.mount(&piece(1), "ext4", "at");
             let users = facts("disk").users.unwrap();
             assert!(users[0].contains("p1 is mounted at"), "{users:?}");
@@ -205,26 +186,16 @@ fn members_read_only_devices_and_doubles() {
             device_facts(node, &dir, "a", true).member_of.as_deref(),
             Some("an LVM2 physical volume")
         );
-        assert_eq!(
-            device_facts(node, &dir, "a", false).member_of,
-            None,
-            "not searched"
-        );
+        assert_eq!(device_facts(node, &dir, "a", false).member_of, None, "not searched");
 
         let again = node.attach(&image, &["-r"]);
         link(&dir, "b", &again);
         link(&dir, "c", &device);
         let facts = ["a", "b", "c"].map(|name| device_facts(node, &dir, name, false));
-        assert_eq!(
-            facts.each_ref().map(|facts| facts.read_only),
-            [false, true, false]
-        );
+        assert_eq!(facts.each_ref().map(|facts| facts.read_only), [false, true, false]);
         for other in &facts[1..] {
             assert!(
-                facts[0]
-                    .storage_keys
-                    .iter()
-                    .any(|key| other.storage_keys.contains(key)),
+                facts[0].storage_keys.iter().any(|key| other.storage_keys.contains(key)),
                 "{other:?}"
             );
         }

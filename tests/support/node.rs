@@ -42,14 +42,7 @@ pub(crate) fn on_a_node(test: impl FnOnce(&Node) + Send + 'static) {
             None::<&str>,
         )
         .unwrap();
-        mount(
-            Some("node"),
-            &root,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        mount(Some("node"), &root, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         // Dropped in a panic, too.
         test(&Node {
             root,
@@ -84,29 +77,14 @@ impl Node {
     /// Mounts what is at `source` at a directory, which is made.
     pub(crate) fn bind(&self, source: &Path, name: impl AsRef<Path>) -> PathBuf {
         let path = self.directory(name);
-        mount(
-            Some(source),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .unwrap();
+        mount(Some(source), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         path
     }
 
     /// Mounts a filesystem on a device at a directory, which is made.
     pub(crate) fn mount(&self, device: &Path, fs_type: &str, name: impl AsRef<Path>) -> PathBuf {
         let path = self.directory(name);
-        retry_while_busy(|| {
-            mount(
-                Some(device),
-                &path,
-                Some(fs_type),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-        });
+        retry_while_busy(|| mount(Some(device), &path, Some(fs_type), MsFlags::empty(), None::<&str>));
         path
     }
 
@@ -148,20 +126,14 @@ impl Node {
             .unwrap()
             .trim()
             .to_owned();
-        let bytes = if fs_type == "ext4" {
-            16 << 20
-        } else {
-            320 << 20
-        };
+        let bytes = if fs_type == "ext4" { 16 << 20 } else { 320 << 20 };
         let image = self.image(name, bytes);
         let uuid_of_xfs = format!("uuid={uuid}");
         match fs_type {
             "xfs" => run("mkfs.xfs", |command| {
                 command.args(["-q", "-m", &uuid_of_xfs]).arg(&image)
             }),
-            "btrfs" => run("mkfs.btrfs", |command| {
-                command.args(["-q", "-U", &uuid]).arg(&image)
-            }),
+            "btrfs" => run("mkfs.btrfs", |command| command.args(["-q", "-U", &uuid]).arg(&image)),
             _ => run("mkfs.ext4", |command| {
                 command.args(["-q", "-F", "-U", &uuid]).arg(&image)
             }),
@@ -174,11 +146,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         // What is mounted goes with the namespace; a loop device in use is detached with its last user.
         while umount(&self.root).is_ok() {}
-        for device in self
-            .loops
-            .get_mut()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-        {
+        for device in self.loops.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) {
             let detached = Command::new("losetup").arg("-d").arg(&device).status();
             assert!(
                 detached.is_ok_and(|status| status.success()) || std::thread::panicking(),
@@ -198,10 +166,7 @@ fn retry_while_busy(call: impl Fn() -> nix::Result<()>) {
 }
 
 /// Runs a program to success and returns what it printed.
-pub(crate) fn run(
-    program: impl AsRef<OsStr>,
-    arguments: impl FnOnce(&mut Command) -> &mut Command,
-) -> String {
+pub(crate) fn run(program: impl AsRef<OsStr>, arguments: impl FnOnce(&mut Command) -> &mut Command) -> String {
     let mut command = Command::new(program);
     let output = arguments(&mut command).output().unwrap();
     assert!(
@@ -218,12 +183,7 @@ pub(crate) fn available(fs_type: &str) -> bool {
     let in_kernel = known
         .lines()
         .any(|line| line.split_whitespace().last() == Some(fs_type));
-    let has_tool = || {
-        Command::new(format!("mkfs.{fs_type}"))
-            .arg("-V")
-            .output()
-            .is_ok()
-    };
+    let has_tool = || Command::new(format!("mkfs.{fs_type}")).arg("-V").output().is_ok();
     let made_without_tool = matches!(fs_type, "overlay" | "autofs");
     let available = in_kernel && (made_without_tool || has_tool());
     if !available {

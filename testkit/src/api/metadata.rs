@@ -8,20 +8,14 @@ use super::{resource::Resource, status::Status};
 
 /// The present time as the API writes it.
 pub(crate) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Puts the namespace of the path, and a generated name if one is asked for, into a new object.
 ///
 /// # Errors
 /// If the object says another namespace.
-pub(crate) fn name_object(
-    resource: &Resource,
-    namespace: &str,
-    object: &mut Value,
-) -> Result<(), Status> {
+pub(crate) fn name_object(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), Status> {
     let meta = &mut object["metadata"];
     if !meta.is_object() {
         *meta = json!({});
@@ -43,12 +37,7 @@ pub(crate) fn name_object(
 }
 
 /// Carries over from `old` what this kind of write does not change.
-pub(crate) fn keep_what_clients_cannot_change(
-    resource: &Resource,
-    status: bool,
-    old: &Value,
-    new: &mut Value,
-) {
+pub(crate) fn keep_what_clients_cannot_change(resource: &Resource, status: bool, old: &Value, new: &mut Value) {
     for field in [
         "name",
         "namespace",

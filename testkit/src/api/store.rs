@@ -150,13 +150,10 @@ impl Store {
     ) -> Result<Value, Status> {
         let api_version = resource.api_version();
         if object["kind"].as_str().is_some_and(|k| k != resource.kind)
-            || object["apiVersion"]
-                .as_str()
-                .is_some_and(|v| v != api_version)
+            || object["apiVersion"].as_str().is_some_and(|v| v != api_version)
             || !object.is_object()
         {
-            let given =
-                [&object["kind"], &object["apiVersion"]].map(|v| v.as_str().unwrap_or_default());
+            let given = [&object["kind"], &object["apiVersion"]].map(|v| v.as_str().unwrap_or_default());
             return Err(Status::bad_request(format!(
                 "{} in version {:?} cannot be handled as a {}",
                 given[0], given[1], resource.kind
@@ -175,11 +172,7 @@ impl Store {
         for not_the_clients in ["resourceVersion", "deletionTimestamp", "selfLink"] {
             meta.as_object_mut().map(|m| m.remove(not_the_clients));
         }
-        let key = Key::new(
-            resource,
-            namespace,
-            meta["name"].as_str().unwrap_or_default(),
-        );
+        let key = Key::new(resource, namespace, meta["name"].as_str().unwrap_or_default());
         set_defaults(resource, &mut object, &now);
         refuse(&key, &validate(resource, &object))?;
         if self.objects.contains_key(&key) {
@@ -199,9 +192,7 @@ impl Store {
         change: impl FnOnce(&Value) -> Value,
     ) -> Result<Value, Status> {
         let resource = key.resource();
-        let old = self
-            .get(key)
-            .ok_or_else(|| Status::not_found(resource, &key.name))?;
+        let old = self.get(key).ok_or_else(|| Status::not_found(resource, &key.name))?;
         let mut new = change(old);
         let (meta, old_meta) = (&new["metadata"], &old["metadata"]);
         let differs = |field: &str| {
@@ -244,8 +235,7 @@ impl Store {
         if options.dry_run {
             return Ok(new);
         }
-        let gone =
-            new["metadata"]["deletionTimestamp"].is_string() && finalizers(&new).next().is_none();
+        let gone = new["metadata"]["deletionTimestamp"].is_string() && finalizers(&new).next().is_none();
         if gone {
             self.commit(key.clone(), None);
             return Ok(new);
@@ -254,16 +244,9 @@ impl Store {
     }
 
     /// Deletes an object, or marks it Terminating. The answer is the object's last, or present, state.
-    pub(crate) fn delete(
-        &mut self,
-        key: &Key,
-        delete_options: &Value,
-        options: WriteOptions,
-    ) -> Result<Value, Status> {
+    pub(crate) fn delete(&mut self, key: &Key, delete_options: &Value, options: WriteOptions) -> Result<Value, Status> {
         let resource = key.resource();
-        let object = self
-            .get(key)
-            .ok_or_else(|| Status::not_found(resource, &key.name))?;
+        let object = self.get(key).ok_or_else(|| Status::not_found(resource, &key.name))?;
         let meta = &object["metadata"];
         for (field, name, fate) in [
             ("uid", "UID", "deleted and then recreated"),
@@ -298,9 +281,7 @@ impl Store {
 
     /// Stores or removes an object as it is, without any check; a Terminating one without finalizers is removed.
     pub(crate) fn force(&mut self, key: &Key, object: Option<Value>) {
-        let gone = |o: &Value| {
-            o["metadata"]["deletionTimestamp"].is_string() && finalizers(o).next().is_none()
-        };
+        let gone = |o: &Value| o["metadata"]["deletionTimestamp"].is_string() && finalizers(o).next().is_none();
         let object = object.filter(|o| !gone(o));
         if object.as_ref() != self.get(key) {
             self.commit(key.clone(), object);
