@@ -26,7 +26,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(9);
 /// Neither is there, or what is there cannot be used.
 pub async fn connect() -> anyhow::Result<Client> {
     let config = if std::env::var_os("KUBECONFIG").is_some() {
-        Config::from_kubeconfig(&kube::config::KubeConfigOptions::default()).await.context("KUBECONFIG cannot be used")?
+        Config::from_kubeconfig(&kube::config::KubeConfigOptions::default())
+            .await
+            .context("KUBECONFIG cannot be used")?
     } else {
         Config::incluster().context("KUBECONFIG is not set, and this is no Pod with a service account")?
     };
@@ -112,7 +114,9 @@ pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<Persistent
 pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<PersistentVolume, WriteError> {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let body = merge_patch(pv, patch);
-    Ok(api.patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body)).await?)
+    Ok(api
+        .patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body))
+        .await?)
 }
 
 /// The merge patch, with the resourceVersion that the decision was made on. No two objects ever have the same, so the
@@ -142,8 +146,14 @@ pub fn merge_patch(pv: &PvRef, patch: &PvPatch) -> Value {
 /// See [`WriteError`].
 pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolume>, WriteError> {
     let api: Api<PersistentVolume> = Api::all(client.clone());
-    let preconditions = Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.resource_version.clone()) };
-    let params = DeleteParams { preconditions: Some(preconditions), ..Default::default() };
+    let preconditions = Preconditions {
+        uid: Some(pv.uid.clone()),
+        resource_version: Some(pv.resource_version.clone()),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..Default::default()
+    };
     Ok(api.delete(&pv.name, &params).await?.left())
 }
 
@@ -160,8 +170,17 @@ pub async fn mode(client: &Client) -> Result<Mode, WriteError> {
         Err(err) => return Err(err),
     }
     let api: Api<PersistentVolume> = Api::all(client.clone());
-    let params = PatchParams { dry_run: true, ..Default::default() };
-    let probe = api.patch("local-volume-provisioner-probe", &params, &Patch::Merge(json!({"metadata": {}}))).await;
+    let params = PatchParams {
+        dry_run: true,
+        ..Default::default()
+    };
+    let probe = api
+        .patch(
+            "local-volume-provisioner-probe",
+            &params,
+            &Patch::Merge(json!({"metadata": {}})),
+        )
+        .await;
     match probe.map_err(WriteError::from) {
         Ok(_) | Err(WriteError::Absent | WriteError::Conflict) => Ok(Mode::Patch),
         Err(WriteError::Forbidden(_)) => Ok(Mode::Classic),
@@ -173,7 +192,13 @@ pub async fn mode(client: &Client) -> Result<Mode, WriteError> {
 ///
 /// # Errors
 /// The server did not answer, or refuses to be asked.
-pub async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> Result<bool, WriteError> {
+pub async fn may(
+    client: &Client,
+    verb: &str,
+    group: &str,
+    resource: &str,
+    namespace: Option<&str>,
+) -> Result<bool, WriteError> {
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
             resource_attributes: Some(ResourceAttributes {

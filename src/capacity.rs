@@ -20,11 +20,21 @@ pub fn round(bytes: u64) -> u64 {
 /// The canonical quantity of a number of bytes: the largest binary suffix that leaves a whole number.
 #[must_use]
 pub fn quantity(bytes: u64) -> String {
-    let suffixes = [(KIB.pow(6), "Ei"), (KIB.pow(5), "Pi"), (KIB.pow(4), "Ti"), (GIB, "Gi"), (MIB, "Mi"), (KIB, "Ki")];
+    let suffixes = [
+        (KIB.pow(6), "Ei"),
+        (KIB.pow(5), "Pi"),
+        (KIB.pow(4), "Ti"),
+        (GIB, "Gi"),
+        (MIB, "Mi"),
+        (KIB, "Ki"),
+    ];
     suffixes
         .iter()
         .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
-        .map_or_else(|| bytes.to_string(), |(unit, suffix)| format!("{}{suffix}", bytes / unit))
+        .map_or_else(
+            || bytes.to_string(),
+            |(unit, suffix)| format!("{}{suffix}", bytes / unit),
+        )
 }
 
 /// Reads a Kubernetes quantity as bytes, rounded up; `None` if it is none.
@@ -81,7 +91,13 @@ mod tests {
         for bytes in [0, 1, 1023, 5 * GIB, 1536 * MIB, 16 * KIB.pow(5), u64::from(u32::MAX)] {
             assert_eq!(parse(&quantity(bytes)), Some(bytes), "{bytes}");
         }
-        for (text, bytes) in [("1.5Gi", 1536 * MIB), ("1e3", 1000), ("2G", 2_000_000_000), ("1500m", 2), ("12E", 12_000_000_000_000_000_000)] {
+        for (text, bytes) in [
+            ("1.5Gi", 1536 * MIB),
+            ("1e3", 1000),
+            ("2G", 2_000_000_000),
+            ("1500m", 2),
+            ("12E", 12_000_000_000_000_000_000),
+        ] {
             assert_eq!(parse(text), Some(bytes), "{text}");
         }
         for text in ["", "Gi", "1.2.3", "-1", "5Q", "99999999999E"] {

@@ -186,8 +186,14 @@ fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost:", "127.0.0.1:") };
-    full.parse().map(Some).with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
+    let full = if text.starts_with(':') {
+        format!("0.0.0.0{text}")
+    } else {
+        text.replace("localhost:", "127.0.0.1:")
+    };
+    full.parse()
+        .map(Some)
+        .with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
 }
 
 fn log_to_stderr(args: &RunArgs) {
@@ -198,11 +204,20 @@ fn log_to_stderr(args: &RunArgs) {
         _ => "trace",
     };
     // The client logs every refused request as an error, and so do we, with what follows from it.
-    let fallback = || EnvFilter::new(format!("{level},kube_client=off,hyper=info,hyper_util=info,rustls=info,tower=info"));
+    let fallback = || {
+        EnvFilter::new(format!(
+            "{level},kube_client=off,hyper=info,hyper_util=info,rustls=info,tower=info"
+        ))
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| fallback());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     match args.log_format {
-        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => logs
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
         LogFormat::Json => logs.json().init(),
     }
 }
@@ -226,7 +241,13 @@ mod tests {
         for args in [
             &["-v=2", "--logtostderr"][..],
             &["--v", "4", "-alsologtostderr=true", "--vmodule=a=1"],
-            &["-stderrthreshold=INFO", "-log_file", "/tmp/x", "--config-sync-period", "5s"],
+            &[
+                "-stderrthreshold=INFO",
+                "-log_file",
+                "/tmp/x",
+                "--config-sync-period",
+                "5s",
+            ],
             &["-discovery-period=1m30s", "-listen-address", ":9090"],
             &["--legacy_stderr_threshold_behavior=false", "-one_output"],
         ] {
@@ -238,7 +259,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused() {
-        for args in [&["--discovery-period=10"][..], &["--nonsense"], &["--scrub-concurrency=0"], &["-discovery"], &["plam"]] {
+        for args in [
+            &["--discovery-period=10"][..],
+            &["--nonsense"],
+            &["--scrub-concurrency=0"],
+            &["-discovery"],
+            &["plam"],
+        ] {
             assert!(parse(args).is_err(), "{args:?}");
         }
     }

@@ -93,11 +93,13 @@ pub fn job_at_work(job: &Job) -> Option<(String, String)> {
         .or_else(|| name.strip_prefix("cleanup-").map(str::to_owned))?;
     let status = job.status.as_ref();
     let active = status.and_then(|status| status.active).unwrap_or(0) > 0;
-    let ended = status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
-        conditions
-            .iter()
-            .any(|condition| (condition.type_ == "Complete" || condition.type_ == "Failed") && condition.status == "True")
-    });
+    let ended = status
+        .and_then(|status| status.conditions.as_ref())
+        .is_some_and(|conditions| {
+            conditions.iter().any(|condition| {
+                (condition.type_ == "Complete" || condition.type_ == "Failed") && condition.status == "True"
+            })
+        });
     (active || !ended).then_some((pv, name))
 }
 
@@ -216,13 +218,18 @@ impl Pv {
     /// Whether Kubernetes still protects it.
     #[must_use]
     pub fn is_protected(&self) -> bool {
-        self.finalizers.iter().any(|finalizer| finalizer == names::PV_PROTECTION)
+        self.finalizers
+            .iter()
+            .any(|finalizer| finalizer == names::PV_PROTECTION)
     }
 
     /// UID of the claim, where the claimRef has one.
     #[must_use]
     pub fn claim_uid(&self) -> Option<&str> {
-        self.claim.as_ref().map(|claim| claim.uid.as_str()).filter(|uid| !uid.is_empty())
+        self.claim
+            .as_ref()
+            .map(|claim| claim.uid.as_str())
+            .filter(|uid| !uid.is_empty())
     }
 
     /// Whether it was ever bound. `watched_since_creation`: this process saw every change of it, without a gap.
@@ -239,7 +246,11 @@ impl Pv {
             (Some(created), Some(since)) => (since.as_second() - created.as_second()).abs() <= FIRST_TRANSITION_SECONDS,
             _ => false,
         };
-        if watched_since_creation || first_transition { Use::Unused } else { Use::Unknown }
+        if watched_since_creation || first_transition {
+            Use::Unused
+        } else {
+            Use::Unknown
+        }
     }
 
     /// The entry's name: the last component of `local.path`.
@@ -274,7 +285,10 @@ impl From<&core::PersistentVolume> for Pv {
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
             deleting: meta.deletion_timestamp.is_some(),
             finalizers: meta.finalizers.clone().unwrap_or_default(),
-            node_label: meta.labels.as_ref().and_then(|labels| labels.get(names::NODE_LABEL).cloned()),
+            node_label: meta
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(names::NODE_LABEL).cloned()),
             annotations,
             class: spec.storage_class_name.clone().unwrap_or_default(),
             path: spec.local.as_ref().map(|local| PathBuf::from(&local.path)),
@@ -290,7 +304,10 @@ impl From<&core::PersistentVolume> for Pv {
                 _ => VolumeMode::Filesystem,
             },
             // The API server's default for a PV that was made by hand.
-            reclaim_policy: spec.persistent_volume_reclaim_policy.clone().unwrap_or_else(|| "Retain".into()),
+            reclaim_policy: spec
+                .persistent_volume_reclaim_policy
+                .clone()
+                .unwrap_or_else(|| "Retain".into()),
             claim: spec.claim_ref.as_ref().map(|claim| ClaimRef {
                 namespace: claim.namespace.clone().unwrap_or_default(),
                 name: claim.name.clone().unwrap_or_default(),
@@ -347,13 +364,18 @@ impl Ownership {
     /// The value of the provisioned-by annotation of the PVs that we make.
     #[must_use]
     pub fn provisioned_by(&self) -> String {
-        names::provisioned_by(&self.node_name, (!self.node_name_only).then_some(self.node_uid.as_str()))
+        names::provisioned_by(
+            &self.node_name,
+            (!self.node_name_only).then_some(self.node_uid.as_str()),
+        )
     }
 
     /// Whose the PV is: by its provisioned-by annotation and the node that it is tied to, whatever its labels say.
     #[must_use]
     pub fn of(&self, pv: &Pv) -> Owner {
-        let Some(by) = pv.annotation(names::PROVISIONED_BY) else { return Owner::Foreign };
+        let Some(by) = pv.annotation(names::PROVISIONED_BY) else {
+            return Owner::Foreign;
+        };
         let tied_here = pv.path.is_some() && pv.hostnames == [self.hostname.clone()];
         let name_only = names::provisioned_by(&self.node_name, None);
         if by == names::provisioned_by(&self.node_name, Some(&self.node_uid)) {

@@ -28,9 +28,7 @@ pub mod users;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Another holder has it: it is mounted, swap, part of another device, or opened exclusively by a program.
-    #[error(
-        "another holder has it open exclusively (a mount, swap, device mapper, md, or a program such as mkfs)"
-    )]
+    #[error("another holder has it open exclusively (a mount, swap, device mapper, md, or a program such as mkfs)")]
     Busy,
     /// It is no block device.
     #[error("not a block device")]
@@ -71,10 +69,7 @@ fn reopen(node: BorrowedFd<'_>, flags: OFlag) -> Result<(File, u64), DeviceError
     )
     .map_err(|errno| match errno {
         Errno::EBUSY => DeviceError::Busy,
-        errno => DeviceError::System {
-            call: "open",
-            errno,
-        },
+        errno => DeviceError::System { call: "open", errno },
     })?;
     Ok((File::from(fd), status.rdev))
 }
@@ -120,11 +115,7 @@ fn probed(file: &File, rdev: u64, around: &Surroundings) -> Result<DeviceFacts, 
     Ok(facts)
 }
 
-fn facts(
-    file: &File,
-    rdev: u64,
-    around: &Surroundings,
-) -> Result<(DeviceFacts, Block), DeviceError> {
+fn facts(file: &File, rdev: u64, around: &Surroundings) -> Result<(DeviceFacts, Block), DeviceError> {
     let fd = file.as_fd();
     let block = Block::find(&around.sysfs, rdev).map_err(DeviceError::Sysfs)?;
     // Nothing attached is a loop device without identity; it says so itself.
@@ -138,8 +129,7 @@ fn facts(
         kernel_name: block.name(),
         capacity_bytes: sys::block_bytes(fd).map_err(system("BLKGETSIZE64"))?,
         read_only: sys::block_read_only(fd).map_err(system("BLKROGET"))?,
-        id: read::device_of(&block, attached.as_ref(), &around.boot_id)
-            .map_err(|error| format!("{error:#}")),
+        id: read::device_of(&block, attached.as_ref(), &around.boot_id).map_err(|error| format!("{error:#}")),
         storage_keys: read::storage_keys(&block, attached.as_ref()),
         users: None,
         member_of: None,

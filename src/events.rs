@@ -49,7 +49,9 @@ impl Told {
     /// How a notice is to be posted: as a repetition of the event with this name, or as a new one.
     #[must_use]
     pub fn earlier(&self, notice: &Notice) -> Option<(String, i32)> {
-        self.events.get(notice).map(|posted| (posted.name.clone(), posted.count))
+        self.events
+            .get(notice)
+            .map(|posted| (posted.name.clone(), posted.count))
     }
 
     /// A notice was posted.
@@ -64,7 +66,13 @@ impl Told {
 /// Posts a notice, as a repetition of an earlier event if there is one. Returns the event's name and count.
 ///
 /// An event that cannot be posted is logged and forgotten: the log and the status page say the same.
-pub async fn post(client: &Client, source: &str, host: &str, notice: &Notice, earlier: Option<(String, i32)>) -> Option<(String, i32)> {
+pub async fn post(
+    client: &Client,
+    source: &str,
+    host: &str,
+    notice: &Notice,
+    earlier: Option<(String, i32)>,
+) -> Option<(String, i32)> {
     let api: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
     let now = Timestamp::now();
     if let Some((name, count)) = earlier {
@@ -108,7 +116,10 @@ fn event(source: &str, host: &str, notice: &Notice, now: Timestamp) -> Event {
         ),
         reason: Some(notice.reason.into()),
         message: Some(shortened(&notice.message)),
-        source: Some(EventSource { component: Some(source.to_owned()), host: Some(host.to_owned()) }),
+        source: Some(EventSource {
+            component: Some(source.to_owned()),
+            host: Some(host.to_owned()),
+        }),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
         count: Some(1),
@@ -129,7 +140,13 @@ mod tests {
     use super::*;
 
     fn notice(message: &str) -> Notice {
-        Notice { pv: "local-pv-1".into(), uid: "u".into(), severity: Severity::Warning, reason: "VolumeFailedDelete", message: message.into() }
+        Notice {
+            pv: "local-pv-1".into(),
+            uid: "u".into(),
+            severity: Severity::Warning,
+            reason: "VolumeFailedDelete",
+            message: message.into(),
+        }
     }
 
     #[test]

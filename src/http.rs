@@ -28,7 +28,12 @@ const STUCK: std::time::Duration = std::time::Duration::from_secs(120);
 
 impl Default for Health {
     fn default() -> Self {
-        Self { inner: Mutex::new(Inner { waiting_for: vec!["the first look at the node".into()], pass_began: None }) }
+        Self {
+            inner: Mutex::new(Inner {
+                waiting_for: vec!["the first look at the node".into()],
+                pass_began: None,
+            }),
+        }
     }
 }
 
@@ -69,7 +74,11 @@ pub fn router(health: Arc<Health>, metrics: Arc<Metrics>, metrics_path: &str) ->
 }
 
 async fn text(State(shown): State<Shown>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.metrics.text()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        shown.metrics.text(),
+    )
+        .into_response()
 }
 
 async fn ready(State(shown): State<Shown>) -> Response {
@@ -77,15 +86,21 @@ async fn ready(State(shown): State<Shown>) -> Response {
     if waiting_for.is_empty() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {}\n", waiting_for.join("; "))).into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for {}\n", waiting_for.join("; ")),
+        )
+            .into_response()
     }
 }
 
 async fn live(State(shown): State<Shown>) -> Response {
     match shown.health.inner().pass_began {
-        Some(began) if began.elapsed() > STUCK => {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("a pass is stuck since {} s\n", began.elapsed().as_secs())).into_response()
-        }
+        Some(began) if began.elapsed() > STUCK => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("a pass is stuck since {} s\n", began.elapsed().as_secs()),
+        )
+            .into_response(),
         _ => "ok\n".into_response(),
     }
 }

@@ -152,10 +152,7 @@ impl VolumeId {
     /// An id of which nothing could be compared is different.
     #[must_use]
     pub fn compare(&self, now: &Self) -> Comparison {
-        if now
-            .get(part::BOOT)
-            .is_some_and(|boot| self.lost_with_reboot(boot))
-        {
+        if now.get(part::BOOT).is_some_and(|boot| self.lost_with_reboot(boot)) {
             return Comparison::LostWithReboot;
         }
         let pair = Pair { noted: self, now };
@@ -186,9 +183,7 @@ impl Pair<'_> {
     /// Whether at least one of the parts that identify by themselves is in both.
     fn identified(&self) -> bool {
         use part::{BUS, DM, FSID, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, UUID, WWN};
-        let strong = [
-            BUS, DM, FSID, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, UUID, WWN,
-        ];
+        let strong = [BUS, DM, FSID, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, UUID, WWN];
         strong.iter().any(|key| self.both(key).is_some()) || self.fsid_by_uuid() == Some(true)
     }
 
@@ -205,8 +200,7 @@ impl Pair<'_> {
     }
 
     fn same_boot(&self) -> bool {
-        self.both(part::BOOT)
-            .is_some_and(|(noted, now)| noted == now)
+        self.both(part::BOOT).is_some_and(|(noted, now)| noted == now)
     }
 
     fn agree(&self, key: &str) -> bool {
@@ -219,10 +213,7 @@ impl Pair<'_> {
             part::PARTUUID => self.equal_if_both(key),
             part::LOOP_DEVICE => {
                 self.equal(key)
-                    || (!self.same_boot()
-                        && self
-                            .both(part::LOOP_PATH)
-                            .is_some_and(|(noted, now)| noted == now))
+                    || (!self.same_boot() && self.both(part::LOOP_PATH).is_some_and(|(noted, now)| noted == now))
             }
             part::LOOP_PATH => true,
             part::WWN | part::SERIAL => self.noted.get(key).is_none() || self.equal(key),
@@ -232,8 +223,7 @@ impl Pair<'_> {
 
     /// A handle on one side only needs the inode number and the birth time on both.
     fn same_directory_known(&self) -> bool {
-        self.both(part::HANDLE).is_some()
-            || (self.both(part::INODE).is_some() && self.both(part::BTIME).is_some())
+        self.both(part::HANDLE).is_some() || (self.both(part::INODE).is_some() && self.both(part::BTIME).is_some())
     }
 
     /// Where exactly one of the ids has the UUID and the other the fsid: whether they belong together.
@@ -254,17 +244,10 @@ impl Pair<'_> {
 fn fsid_of_uuid(uuid: &str) -> Option<String> {
     let digits: Vec<u8> = uuid.bytes().filter(|&byte| byte != b'-').collect();
     let digits = std::str::from_utf8(&digits).ok()?;
-    let number = u128::from_str_radix(digits, 16)
-        .ok()
-        .filter(|_| digits.len() == 32)?;
+    let number = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
     let bytes = number.to_be_bytes();
     let (low, high) = bytes.split_at(8);
-    let half = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .rev()
-            .fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte))
-    };
+    let half = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
     Some(fsid_text(half(low) ^ half(high)))
 }
 
@@ -323,9 +306,7 @@ impl FromStr for VolumeId {
         };
         let mut id = Self::new(kind);
         for word in words {
-            let (key, value) = word
-                .split_once('=')
-                .ok_or_else(|| fail("a word lacks the ="))?;
+            let (key, value) = word.split_once('=').ok_or_else(|| fail("a word lacks the ="))?;
             let key = decode(key)
                 .filter(|key| !key.is_empty())
                 .ok_or_else(|| fail("a key is malformed"))?;
@@ -341,11 +322,7 @@ impl FromStr for VolumeId {
 fn decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|digit| u8::try_from(digit).ok())
-    };
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     while let Some(byte) = bytes.next() {
         if byte == b'%' {
             out.push(digit(bytes.next()?)? << 4 | digit(bytes.next()?)?);

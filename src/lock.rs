@@ -38,8 +38,7 @@ pub enum LockError {
 }
 
 fn of_process(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" (process {pid})"))
-        .unwrap_or_default()
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
 /// The locks that are held. Dropping it gives them up.
@@ -57,11 +56,7 @@ impl Locks {
     pub fn acquire(&mut self, directory: &Path) -> Result<(), LockError> {
         let failed = |call| {
             let directory = directory.to_path_buf();
-            move |errno| LockError::Failed {
-                directory,
-                call,
-                errno,
-            }
+            move |errno| LockError::Failed { directory, call, errno }
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(directory, flags, Mode::empty()).map_err(failed("open"))?;
@@ -95,9 +90,7 @@ fn holder(locks: &str, (dev, inode): (u64, u64)) -> Option<u32> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields.as_slice() {
-            [_, "FLOCK", _, _, pid, at, ..] if *at == file => {
-                pid.parse().ok().filter(|pid| *pid != 0)
-            }
+            [_, "FLOCK", _, _, pid, at, ..] if *at == file => pid.parse().ok().filter(|pid| *pid != 0),
             _ => None,
         }
     })
@@ -116,19 +109,13 @@ mod tests {
         first.acquire(directory.path()).unwrap();
         // An flock belongs to the open file, so a second one in this process is as good as another process.
         let error = Locks::default().acquire(directory.path()).unwrap_err();
-        let LockError::HeldByAnother {
-            directory: named,
-            pid,
-        } = &error
-        else {
+        let LockError::HeldByAnother { directory: named, pid } = &error else {
             panic!("{error}")
         };
         assert_eq!(named, directory.path());
         assert!(pid.is_none_or(|pid| pid == std::process::id()), "{pid:?}");
         assert!(
-            error
-                .to_string()
-                .contains(&directory.path().display().to_string()),
+            error.to_string().contains(&directory.path().display().to_string()),
             "{error}"
         );
         drop(first);
@@ -150,9 +137,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_opened_is_named() {
-        let error = Locks::default()
-            .acquire(Path::new("/nowhere/at/all"))
-            .unwrap_err();
+        let error = Locks::default().acquire(Path::new("/nowhere/at/all")).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -185,8 +170,7 @@ mod tests {
             2: -> FLOCK  ADVISORY  WRITE 13 fe:10a:78 0 EOF\n\
             3: FLOCK  ADVISORY  WRITE 14 fe:10a:78 0 EOF\n\
             4: FLOCK  ADVISORY  WRITE 0 08:01:79 0 EOF\n";
-        let at =
-            |major, minor, inode| holder(locks, (nix::sys::stat::makedev(major, minor), inode));
+        let at = |major, minor, inode| holder(locks, (nix::sys::stat::makedev(major, minor), inode));
         assert_eq!(at(8, 1, 77), Some(12));
         assert_eq!(at(254, 0x10a, 78), Some(14));
         assert_eq!(at(8, 1, 79), None);

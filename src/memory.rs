@@ -153,12 +153,14 @@ impl Memory {
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
-        self.released_since.retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
+        self.released_since
+            .retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running(_)) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
         self.retries.retain(|_, retry| retry.due + FORGET > now);
-        self.let_go.retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
+        self.let_go
+            .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
         for pv in after.pvs.values() {
             if pv.phase == Phase::Released || pv.deleting {
                 self.released_since.entry(pv.uid.clone()).or_insert(now);
@@ -184,7 +186,13 @@ impl Memory {
 
     /// Takes note of what is missing on the node. A retained volume whose entry was seen to be gone is the operator's
     /// business; when it comes back it is a new volume.
-    pub fn note_observed(&mut self, plan: &crate::plan::Plan, observed: &crate::observed::Observed, cluster: &Cluster, now: Duration) {
+    pub fn note_observed(
+        &mut self,
+        plan: &crate::plan::Plan,
+        observed: &crate::observed::Observed,
+        cluster: &Cluster,
+        now: Duration,
+    ) {
         use crate::observed::{Directory, EntryKind};
         let missing: BTreeSet<&str> = plan
             .volumes
@@ -198,10 +206,13 @@ impl Memory {
         }
         let absent = |path: &PathBuf| {
             observed.directories.iter().any(|(key, directory)| {
-                let Directory::Read(entries) = directory else { return false };
+                let Directory::Read(entries) = directory else {
+                    return false;
+                };
                 Some(key.host_dir.as_path()) == path.parent()
                     && !entries.iter().any(|entry| {
-                        Some(entry.name.as_os_str()) == path.file_name() && !matches!(entry.kind, EntryKind::PlainDirectory)
+                        Some(entry.name.as_os_str()) == path.file_name()
+                            && !matches!(entry.kind, EntryKind::PlainDirectory)
                     })
             })
         };
@@ -233,7 +244,14 @@ impl Memory {
     /// A write to a PV failed: it is due again later.
     pub fn write_failed(&mut self, pv_name: &str, error: String, now: Duration) -> u32 {
         let failures = self.retries.get(pv_name).map_or(0, |retry| retry.failures) + 1;
-        self.retries.insert(pv_name.to_owned(), Retry { failures, due: now + api_backoff(failures), error });
+        self.retries.insert(
+            pv_name.to_owned(),
+            Retry {
+                failures,
+                due: now + api_backoff(failures),
+                error,
+            },
+        );
         failures
     }
 

@@ -123,9 +123,7 @@ fn path(field: &[u8]) -> Option<PathBuf> {
 }
 
 fn has_option(options: &[u8], wanted: &[u8]) -> bool {
-    options
-        .split(|&byte| byte == b',')
-        .any(|option| option == wanted)
+    options.split(|&byte| byte == b',').any(|option| option == wanted)
 }
 
 /// Undoes the kernel's `\ooo` (blank, tab, newline, backslash and hash come so). A backslash that three octal digits do
@@ -135,12 +133,7 @@ pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
         match tail {
-            [
-                a @ b'0'..=b'3',
-                b @ b'0'..=b'7',
-                c @ b'0'..=b'7',
-                after @ ..,
-            ] if byte == b'\\' => {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if byte == b'\\' => {
                 out.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
                 rest = after;
             }
@@ -210,8 +203,7 @@ impl Nesting {
     /// Works out the place of every mount whose parent is in the table, too.
     #[must_use]
     pub fn new(mounts: &[Mount]) -> Self {
-        let by_id: HashMap<u64, &Mount> =
-            mounts.iter().map(|mount| (mount.mount_id, mount)).collect();
+        let by_id: HashMap<u64, &Mount> = mounts.iter().map(|mount| (mount.mount_id, mount)).collect();
         let mut points: BTreeMap<u64, BTreeMap<PathBuf, Vec<PathBuf>>> = BTreeMap::new();
         for mount in mounts {
             let Some(parent) = by_id

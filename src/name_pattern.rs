@@ -23,10 +23,7 @@ enum Token {
     /// The character itself.
     Literal(char),
     /// `[…]`: one character inside (or, negated, outside) of the ranges.
-    Class {
-        negated: bool,
-        ranges: Vec<(char, char)>,
-    },
+    Class { negated: bool, ranges: Vec<(char, char)> },
 }
 
 impl NamePattern {
@@ -80,9 +77,7 @@ impl Token {
             Self::Star => false,
             Self::One => c != '/',
             Self::Literal(literal) => *literal == c,
-            Self::Class { negated, ranges } => {
-                ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *negated
-            }
+            Self::Class { negated, ranges } => ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *negated,
         }
     }
 }
@@ -108,11 +103,7 @@ fn class(chars: &mut Chars<'_>) -> Result<Token, String> {
     let mut ranges = Vec::new();
     while ranges.is_empty() || !skip(chars, ']') {
         let low = class_char(chars)?;
-        let high = if skip(chars, '-') {
-            class_char(chars)?
-        } else {
-            low
-        };
+        let high = if skip(chars, '-') { class_char(chars)? } else { low };
         ranges.push((low, high));
     }
     Ok(Token::Class { negated, ranges })
@@ -122,9 +113,7 @@ fn class_char(chars: &mut Chars<'_>) -> Result<char, String> {
     match chars.next() {
         None => Err("a `[` is not closed".to_owned()),
         Some(c @ (']' | '-')) => Err(format!("inside of brackets write `\\{c}` for a `{c}`")),
-        Some('\\') => chars
-            .next()
-            .ok_or_else(|| "it ends in a backslash".to_owned()),
+        Some('\\') => chars.next().ok_or_else(|| "it ends in a backslash".to_owned()),
         Some(c) => Ok(c),
     }
 }
@@ -235,8 +224,8 @@ mod tests {
     #[test]
     fn bad_globs_are_refused() {
         for pattern in [
-            "[", "[]", "[^]", "[^]a]", "[]a]", "[-a]", "[a-]", "[a-b-c]", "[a", "[a\\", "a\\",
-            "a[", "*[", "x*[^", "[a,b]", "ok,[", "\\,a",
+            "[", "[]", "[^]", "[^]a]", "[]a]", "[-a]", "[a-]", "[a-b-c]", "[a", "[a\\", "a\\", "a[", "*[", "x*[^",
+            "[a,b]", "ok,[", "\\,a",
         ] {
             assert!(NamePattern::parse(pattern).is_err(), "{pattern:?}");
         }
@@ -250,10 +239,7 @@ mod tests {
     fn the_default_matches_everything_and_is_written_as_a_star() {
         assert!(NamePattern::default().matches("anything"));
         assert_eq!(NamePattern::default(), NamePattern::parse("*").unwrap());
-        assert_eq!(
-            NamePattern::parse("a*,b\\*").unwrap().to_string(),
-            "a*,b\\*"
-        );
+        assert_eq!(NamePattern::parse("a*,b\\*").unwrap().to_string(), "a*,b\\*");
     }
 
     #[test]

@@ -32,9 +32,12 @@ pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
 /// FNV-1a, 32 bits: <http://www.isthe.com/chongo/tech/comp/fnv/>.
 fn fnv1a_32(parts: &[&[u8]]) -> u32 {
-    parts.iter().flat_map(|part| part.iter()).fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    parts
+        .iter()
+        .flat_map(|part| part.iter())
+        .fold(0x811c_9dc5, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        })
 }
 
 /// FNV-1a, 128 bits, over length-prefixed parts, so that no two lists of parts run together.
@@ -55,7 +58,10 @@ fn fnv1a_128(parts: &[&[u8]]) -> u128 {
 /// in hex without leading zeros.
 #[must_use]
 pub fn classic_pv_name(entry: &str, node: &str, class: &str) -> String {
-    format!("local-pv-{:x}", fnv1a_32(&[entry.as_bytes(), node.as_bytes(), class.as_bytes()]))
+    format!(
+        "local-pv-{:x}",
+        fnv1a_32(&[entry.as_bytes(), node.as_bytes(), class.as_bytes()])
+    )
 }
 
 /// The name for an entry whose classic name is taken: over path, node and class, 41 characters. (55 at most: it also
@@ -63,7 +69,10 @@ pub fn classic_pv_name(entry: &str, node: &str, class: &str) -> String {
 #[must_use]
 pub fn long_pv_name(path: &Path, node: &str, class: &str) -> String {
     use std::os::unix::ffi::OsStrExt;
-    format!("local-pv-{:032x}", fnv1a_128(&[path.as_os_str().as_bytes(), node.as_bytes(), class.as_bytes()]))
+    format!(
+        "local-pv-{:032x}",
+        fnv1a_128(&[path.as_os_str().as_bytes(), node.as_bytes(), class.as_bytes()])
+    )
 }
 
 /// The value of the provisioned-by annotation, which is also the source of our events.

@@ -160,7 +160,11 @@ pub struct PvRef {
 
 impl From<&Pv> for PvRef {
     fn from(pv: &Pv) -> Self {
-        Self { name: pv.name.clone(), uid: pv.uid.clone(), resource_version: pv.resource_version.clone() }
+        Self {
+            name: pv.name.clone(),
+            uid: pv.uid.clone(),
+            resource_version: pv.resource_version.clone(),
+        }
     }
 }
 
@@ -285,7 +289,12 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         plan: Plan::default(),
         storage: storage::Index::of_published(inputs),
         slots: inputs.limits.scrub_concurrency.saturating_sub(
-            inputs.memory.scrubs.values().filter(|scrub| matches!(scrub.state, ScrubState::Running(_))).count(),
+            inputs
+                .memory
+                .scrubs
+                .values()
+                .filter(|scrub| matches!(scrub.state, ScrubState::Running(_)))
+                .count(),
         ),
         occupied: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -324,12 +333,20 @@ fn directory_of(config: &Config, pv: &Pv) -> Option<DirectoryKey> {
         return Some(class.into());
     }
     let mount_dir = pv.annotation(crate::names::CLASS_DIRECTORY)?;
-    Some(DirectoryKey { class: pv.class.clone(), host_dir: host_dir.into(), mount_dir: mount_dir.into() })
+    Some(DirectoryKey {
+        class: pv.class.clone(),
+        host_dir: host_dir.into(),
+        mount_dir: mount_dir.into(),
+    })
 }
 
 impl From<&crate::config::Class> for DirectoryKey {
     fn from(class: &crate::config::Class) -> Self {
-        Self { class: class.name.clone(), host_dir: class.host_dir.clone(), mount_dir: class.mount_dir.clone() }
+        Self {
+            class: class.name.clone(),
+            host_dir: class.host_dir.clone(),
+            mount_dir: class.mount_dir.clone(),
+        }
     }
 }
 
@@ -409,11 +426,19 @@ impl<'a> Planner<'a> {
     }
 
     fn notice(&mut self, pv: &Pv, severity: Severity, reason: &'static str, message: String) {
-        self.plan.events.push(Notice { pv: pv.name.clone(), uid: pv.uid.clone(), severity, reason, message });
+        self.plan.events.push(Notice {
+            pv: pv.name.clone(),
+            uid: pv.uid.clone(),
+            severity,
+            reason,
+            message,
+        });
     }
 
     fn finish(mut self) -> Plan {
-        self.plan.volumes.sort_by(|a, b| (&a.directory, &a.entry).cmp(&(&b.directory, &b.entry)));
+        self.plan
+            .volumes
+            .sort_by(|a, b| (&a.directory, &a.entry).cmp(&(&b.directory, &b.entry)));
         self.plan
     }
 }

@@ -60,10 +60,7 @@ impl<K: Clone + Eq + Hash> Prober<K> {
     /// How many things hang now.
     #[must_use]
     pub fn stuck(&self) -> usize {
-        self.stuck
-            .values()
-            .filter(|state| !state.returned())
-            .count()
+        self.stuck.values().filter(|state| !state.returned()).count()
     }
 
     /// Does all of the work, and returns what came of it, in the same order. Returns when everything is answered or out
@@ -95,8 +92,7 @@ impl<K: Clone + Eq + Hash> Prober<K> {
                 *slot = Some(outcome.into_outcome(self.deadline));
             }
         });
-        let unanswered =
-            || Outcome::Unresponsive("no thread could be started to look at it".to_owned());
+        let unanswered = || Outcome::Unresponsive("no thread could be started to look at it".to_owned());
         outcomes
             .into_iter()
             .map(|(key, outcome)| (key, outcome.unwrap_or_else(unanswered)))
@@ -122,21 +118,13 @@ impl State {
     const RETURNED_TOO_LATE: u8 = 3;
 
     fn returned(&self) -> bool {
-        matches!(
-            self.0.load(Ordering::Acquire),
-            Self::RETURNED | Self::RETURNED_TOO_LATE
-        )
+        matches!(self.0.load(Ordering::Acquire), Self::RETURNED | Self::RETURNED_TOO_LATE)
     }
 
     /// By the caller; false if the worker has returned, and its answer is on the way.
     fn give_up(&self) -> bool {
         self.0
-            .compare_exchange(
-                Self::RUNNING,
-                Self::GIVEN_UP,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
+            .compare_exchange(Self::RUNNING, Self::GIVEN_UP, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 
@@ -144,12 +132,7 @@ impl State {
     fn finish(&self) -> bool {
         let in_time = self
             .0
-            .compare_exchange(
-                Self::RUNNING,
-                Self::RETURNED,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
+            .compare_exchange(Self::RUNNING, Self::RETURNED, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
         if !in_time {
             self.0.store(Self::RETURNED_TOO_LATE, Ordering::Release);
@@ -174,12 +157,10 @@ impl<T> Finished<T> {
     fn into_outcome(self, deadline: Duration) -> Outcome<T> {
         match self {
             Self::Answered(value) => Outcome::Done(value),
-            Self::Panicked => Outcome::Unresponsive(
-                "looking at it panicked, which is a bug; see the log".to_owned(),
-            ),
-            Self::OutOfTime(_) => Outcome::Unresponsive(format!(
-                "a system call on it did not return within {deadline:?}"
-            )),
+            Self::Panicked => Outcome::Unresponsive("looking at it panicked, which is a bug; see the log".to_owned()),
+            Self::OutOfTime(_) => {
+                Outcome::Unresponsive(format!("a system call on it did not return within {deadline:?}"))
+            }
         }
     }
 }
@@ -262,19 +243,15 @@ impl<T: Send + 'static> Batch<T> {
             .map(|(since, _)| (*since + self.deadline).saturating_duration_since(now))
             .min();
         let patience = (!lock(&self.queue).is_empty()).then_some(PATIENCE);
-        deadline
-            .into_iter()
-            .chain(patience)
-            .min()
-            .unwrap_or(self.deadline)
+        deadline.into_iter().chain(patience).min().unwrap_or(self.deadline)
     }
 
     fn give_up(&mut self, report: &mut impl FnMut(usize, Finished<T>)) {
         let now = Instant::now();
         let deadline = self.deadline;
-        let late = self.running.extract_if(|_, (since, state)| {
-            now.duration_since(*since) >= deadline && state.give_up()
-        });
+        let late = self
+            .running
+            .extract_if(|_, (since, state)| now.duration_since(*since) >= deadline && state.give_up());
         for (index, (_, state)) in late {
             // Its worker stays alone with it, and ends when it comes back.
             self.workers -= 1;
@@ -309,9 +286,7 @@ impl<T: Send + 'static> Batch<T> {
                 return;
             }
             let (queue, sender) = (Arc::clone(&self.queue), self.sender.clone());
-            let thread = thread::Builder::new()
-                .name("probe".to_owned())
-                .stack_size(STACK_BYTES);
+            let thread = thread::Builder::new().name("probe".to_owned()).stack_size(STACK_BYTES);
             // At the limit of threads the others go on, and what nobody gets to is reported as such.
             if thread.spawn(move || work(&queue, &sender)).is_ok() {
                 self.workers += 1;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{
-    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeSpec, VolumeNodeAffinity,
+    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeSpec,
+    VolumeNodeAffinity,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -45,7 +46,11 @@ pub fn settings(class: &Class) -> impl Iterator<Item = (String, String)> {
     // A list of strings always serializes.
     let cleaner = serde_json::to_string(cleaner).unwrap_or_default();
     let directory = class.mount_dir.to_string_lossy().into_owned();
-    [(names::CLASS_DIRECTORY.to_owned(), directory), (names::CLEANER.to_owned(), cleaner)].into_iter()
+    [
+        (names::CLASS_DIRECTORY.to_owned(), directory),
+        (names::CLEANER.to_owned(), cleaner),
+    ]
+    .into_iter()
 }
 
 /// The PV object.
@@ -69,7 +74,13 @@ pub fn build(p: &Publication<'_>) -> PersistentVolume {
             ..Default::default()
         },
         spec: Some(PersistentVolumeSpec {
-            capacity: Some([("storage".to_owned(), Quantity(capacity::quantity(capacity::round(bytes))))].into()),
+            capacity: Some(
+                [(
+                    "storage".to_owned(),
+                    Quantity(capacity::quantity(capacity::round(bytes))),
+                )]
+                .into(),
+            ),
             local: Some(LocalVolumeSource {
                 path: p.path.to_string_lossy().into_owned(),
                 fs_type: p.class.fs_type.clone(),
@@ -84,9 +95,13 @@ pub fn build(p: &Publication<'_>) -> PersistentVolume {
             ),
             storage_class_name: Some(p.class.name.clone()),
             persistent_volume_reclaim_policy: Some(
-                p.storage_class.map_or_else(|| "Delete".into(), |class| class.reclaim_policy.clone()),
+                p.storage_class
+                    .map_or_else(|| "Delete".into(), |class| class.reclaim_policy.clone()),
             ),
-            mount_options: p.storage_class.map(|class| class.mount_options.clone()).filter(|options| !options.is_empty()),
+            mount_options: p
+                .storage_class
+                .map(|class| class.mount_options.clone())
+                .filter(|options| !options.is_empty()),
             node_affinity: Some(affinity(p)),
             ..Default::default()
         }),
@@ -116,8 +131,12 @@ fn affinity(p: &Publication<'_>) -> VolumeNodeAffinity {
         }]),
         match_fields: None,
     };
-    let node_selector_terms = std::iter::once(hostname).chain(p.class.selector.iter().cloned()).collect();
-    VolumeNodeAffinity { required: Some(NodeSelector { node_selector_terms }) }
+    let node_selector_terms = std::iter::once(hostname)
+        .chain(p.class.selector.iter().cloned())
+        .collect();
+    VolumeNodeAffinity {
+        required: Some(NodeSelector { node_selector_terms }),
+    }
 }
 
 fn owner_reference(node: &Node) -> OwnerReference {

@@ -77,20 +77,32 @@ impl fmt::Display for Ignored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File => write!(f, "a plain file; only mount points and block devices are volumes"),
-            Self::NotAMountPoint => write!(f, "a directory that is not a mount point; mount a filesystem (or bind a directory) on it"),
+            Self::NotAMountPoint => write!(
+                f,
+                "a directory that is not a mount point; mount a filesystem (or bind a directory) on it"
+            ),
             Self::Fifo => write!(f, "a FIFO"),
             Self::Socket => write!(f, "a socket"),
             Self::CharacterDevice => write!(f, "a character device"),
             Self::DanglingSymlink => write!(f, "a symlink whose target does not exist"),
             Self::SymlinkToDirectory => write!(f, "a symlink to a directory; use a bind mount instead"),
             Self::SymlinkToOther => write!(f, "a symlink to something that is no block device"),
-            Self::NotUtf8 => write!(f, "its name is not UTF-8, which a PersistentVolume's path must be; rename it"),
+            Self::NotUtf8 => write!(
+                f,
+                "its name is not UTF-8, which a PersistentVolume's path must be; rename it"
+            ),
             Self::NamePattern(pattern) => write!(f, "its name does not match namePattern {pattern:?}"),
-            Self::FilesystemInBlockClass => write!(f, "a mounted filesystem in a class with volumeMode Block, which takes block devices only"),
+            Self::FilesystemInBlockClass => write!(
+                f,
+                "a mounted filesystem in a class with volumeMode Block, which takes block devices only"
+            ),
             Self::SourceDeleted => write!(f, "the directory behind this mount was deleted; unmount it"),
             Self::ReadOnly => write!(f, "read-only"),
             Self::InUse(by) => write!(f, "in use: {by}"),
-            Self::MemberOf(set) => write!(f, "carries the signature of {set}; wipe it (wipefs) if it is meant to be a volume"),
+            Self::MemberOf(set) => write!(
+                f,
+                "carries the signature of {set}; wipe it (wipefs) if it is meant to be a volume"
+            ),
             Self::Duplicate(other) => write!(f, "the same storage as {other}, which is served already"),
             Self::NoCapacity => write!(f, "its capacity is 0 bytes"),
             Self::Failed(error) => write!(f, "cannot be examined: {error}"),
@@ -206,28 +218,51 @@ impl fmt::Display for Held {
             Self::NestedMounts(points) => write!(f, "mounted below it: {}; unmount that first", points.join(", ")),
             Self::InUse(by) => write!(f, "still in use: {by}"),
             Self::ReadOnly => write!(f, "read-only, so it cannot be scrubbed"),
-            Self::ClassNotConfigured => write!(f, "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"),
+            Self::ClassNotConfigured => write!(
+                f,
+                "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"
+            ),
             Self::StorageClassMissing => write!(f, "its StorageClass does not exist; create it"),
-            Self::UnsupportedPolicy(policy) => write!(f, "reclaimPolicy {policy} is not supported; use Delete or Retain"),
+            Self::UnsupportedPolicy(policy) => {
+                write!(f, "reclaimPolicy {policy} is not supported; use Delete or Retain")
+            }
             Self::Retain => write!(f, "released with reclaim policy Retain; its data is kept"),
             Self::RetainDeleting => write!(
                 f,
                 "released with reclaim policy Retain and being deleted; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
             ),
-            Self::Kept => write!(f, "its data is kept (local-volume-provisioner/retained=keep); take it out of the discovery directory to let the PV go"),
+            Self::Kept => write!(
+                f,
+                "its data is kept (local-volume-provisioner/retained=keep); take it out of the discovery directory to let the PV go"
+            ),
             Self::UnknownUse => write!(
                 f,
                 "it cannot be known whether it was ever bound; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
             ),
-            Self::ClaimMayLive(claim) => write!(f, "its PV vanished while bound, and claim {claim} may bind to the next PV of that name; delete the claim"),
-            Self::RetainGone => write!(f, "its PV had reclaim policy Retain and was deleted, so the data is kept; unmount it, and mount it again once it may be published"),
-            Self::ForeignPv(pv) => write!(f, "PV {pv} of another program stands for this path; delete that PV if it should not"),
-            Self::PhaseFailed => write!(f, "the PV is in phase Failed; delete it to have the volume scrubbed and published again"),
+            Self::ClaimMayLive(claim) => write!(
+                f,
+                "its PV vanished while bound, and claim {claim} may bind to the next PV of that name; delete the claim"
+            ),
+            Self::RetainGone => write!(
+                f,
+                "its PV had reclaim policy Retain and was deleted, so the data is kept; unmount it, and mount it again once it may be published"
+            ),
+            Self::ForeignPv(pv) => write!(
+                f,
+                "PV {pv} of another program stands for this path; delete that PV if it should not"
+            ),
+            Self::PhaseFailed => write!(
+                f,
+                "the PV is in phase Failed; delete it to have the volume scrubbed and published again"
+            ),
             Self::ForeignFinalizer(finalizers) => write!(f, "another program's finalizer keeps its PV: {finalizers}"),
             Self::JobRunning(job) => write!(f, "cleaning Job {job} is at work on it"),
             Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),
             Self::Unreadable(error) => write!(f, "cannot be examined: {error}"),
-            Self::Resting(until) => write!(f, "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"),
+            Self::Resting(until) => write!(
+                f,
+                "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"
+            ),
             Self::ScrubFailed { error, .. } => write!(f, "{error}"),
             Self::NotPermitted(what) => write!(f, "not permitted: {what}"),
         }

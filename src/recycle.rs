@@ -17,8 +17,8 @@ use crate::mounts::{self, Mount};
 use crate::names;
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
-use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
 use crate::scan::{self, ScanSettings};
+use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
 use crate::scrub::progress::{Cancel, Progress};
 use crate::scrub::{ScrubError, block, filesystem};
 
@@ -76,7 +76,11 @@ impl Scrubber {
         let stamp = stamp(&outcome);
         let untouched = outcome.entries_removed == 0 && self.earlier_stamp.as_ref() == Some(&stamp);
         let sees_pods = std::fs::File::open(&self.scan.host_mountinfo).is_ok();
-        Ok(Clean { entries_removed: outcome.entries_removed, stamp: Some(stamp), settled: sees_pods || untouched })
+        Ok(Clean {
+            entries_removed: outcome.entries_removed,
+            stamp: Some(stamp),
+            settled: sees_pods || untouched,
+        })
     }
 
     /// Whether the open directory is the filesystem that was published.
@@ -92,13 +96,16 @@ impl Scrubber {
     }
 
     fn compare(&self, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {
-        let Some(expected) = &self.order.expected else { return Ok(()) };
+        let Some(expected) = &self.order.expected else {
+            return Ok(());
+        };
         let found = found().map_err(|error| ScrubError::Held(Held::IdentityUnknown(format!("{error:#}"))))?;
         match expected.compare(&found) {
             Comparison::Same => Ok(()),
-            Comparison::Different | Comparison::LostWithReboot => {
-                Err(ScrubError::Held(Held::WrongStorage { expected: expected.to_string(), found: found.to_string() }))
-            }
+            Comparison::Different | Comparison::LostWithReboot => Err(ScrubError::Held(Held::WrongStorage {
+                expected: expected.to_string(),
+                found: found.to_string(),
+            })),
         }
     }
 
@@ -126,7 +133,10 @@ impl Scrubber {
             .find(|pod| pod.pv == self.order.pv.name || same(pod.dev, &pod.subtree));
         match user {
             None => Ok(()),
-            Some(pod) => Err(ScrubError::Held(Held::InUse(format!("pod {} has it mounted (as PV {})", pod.pod_uid, pod.pv)))),
+            Some(pod) => Err(ScrubError::Held(Held::InUse(format!(
+                "pod {} has it mounted (as PV {})",
+                pod.pod_uid, pod.pv
+            )))),
         }
     }
 
@@ -135,31 +145,49 @@ impl Scrubber {
         let device = devices::claim_exclusive(&path).map_err(|error| match error {
             DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
             DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
-            DeviceError::System { errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO, .. } => {
-                ScrubError::Held(Held::NotMounted(error.to_string()))
-            }
+            DeviceError::System {
+                errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
+                ..
+            } => ScrubError::Held(Held::NotMounted(error.to_string())),
             other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
         })?;
         let around = scan::surroundings(&self.scan);
-        let facts = device.facts(&around).with_context(|| format!("cannot examine {}", path.display()))?;
+        let facts = device
+            .facts(&around)
+            .with_context(|| format!("cannot examine {}", path.display()))?;
         self.compare(|| facts.id.clone().map_err(|error| anyhow!(error)))?;
         if let Some(users) = facts.users.filter(|users| !users.is_empty()) {
             return Err(ScrubError::Held(Held::InUse(users.join(", "))));
         }
         let mut check = || {
-            let host = std::fs::read(&self.scan.host_mountinfo).map(|bytes| mounts::parse(&bytes)).unwrap_or_default();
+            let host = std::fs::read(&self.scan.host_mountinfo)
+                .map(|bytes| mounts::parse(&bytes))
+                .unwrap_or_default();
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
-        block::zero(&device.file, facts.capacity_bytes, &mut check, &self.progress, &self.cancel)?;
-        Ok(Clean { entries_removed: 0, stamp: None, settled: true })
+        block::zero(
+            &device.file,
+            facts.capacity_bytes,
+            &mut check,
+            &self.progress,
+            &self.cancel,
+        )?;
+        Ok(Clean {
+            entries_removed: 0,
+            stamp: None,
+            settled: true,
+        })
     }
 
     /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late.
     fn check_pv(&self) -> Result<(), ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
-        let found = self.runtime.block_on(api.get_opt(&self.order.pv.name)).context("the PV cannot be read before the scrub")?;
+        let found = self
+            .runtime
+            .block_on(api.get_opt(&self.order.pv.name))
+            .context("the PV cannot be read before the scrub")?;
         let pv = match (found.as_ref().map(Pv::from), self.order.pv_gone) {
             (None, true) => return Ok(()),
             (Some(pv), true) => return Err(changed(&format!("there is a new one, with UID {}", pv.uid))),
@@ -195,5 +223,8 @@ fn read_table(path: &Path) -> Result<Vec<Mount>, ScrubError> {
 /// How a scrubbed filesystem looks, to see later whether anybody has touched it.
 fn stamp(outcome: &FilesystemOutcome) -> String {
     let (ctime, mtime) = (outcome.ctime, outcome.mtime);
-    format!("{}.{:09} {}.{:09}", ctime.seconds, ctime.nanoseconds, mtime.seconds, mtime.nanoseconds)
+    format!(
+        "{}.{:09} {}.{:09}",
+        ctime.seconds, ctime.nanoseconds, mtime.seconds, mtime.nanoseconds
+    )
 }

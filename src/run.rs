@@ -169,7 +169,11 @@ impl Daemon {
         let store = self.shared.clone();
         let store = store.store();
         let known = store.waiting_for().is_empty();
-        let (Some(config), Some(ownership), Some(node)) = (self.config.clone(), store.ownership().cloned(), store.cluster().node.clone()) else {
+        let (Some(config), Some(ownership), Some(node)) = (
+            self.config.clone(),
+            store.ownership().cloned(),
+            store.cluster().node.clone(),
+        ) else {
             return Ok(None);
         };
         if !known || !look.locked_out.is_empty() {
@@ -240,7 +244,12 @@ impl Daemon {
             Some(previous) => loaded.keep_last_good(previous),
             None => loaded,
         };
-        let news: Vec<&Problem> = loaded.problems.iter().chain(&loaded.warnings).filter(|problem| !self.problems.contains(problem)).collect();
+        let news: Vec<&Problem> = loaded
+            .problems
+            .iter()
+            .chain(&loaded.warnings)
+            .filter(|problem| !self.problems.contains(problem))
+            .collect();
         for problem in news {
             warn!("configuration: {problem}");
         }
@@ -273,11 +282,18 @@ impl Daemon {
         match &self.config {
             None => missing.push(format!(
                 "a configuration: {}",
-                self.problems.first().map_or_else(|| "nothing was read yet".into(), ToString::to_string)
+                self.problems
+                    .first()
+                    .map_or_else(|| "nothing was read yet".into(), ToString::to_string)
             )),
             Some(config) => {
                 let store = self.shared.store();
-                missing.extend(store.waiting_for().iter().map(|what| format!("the API server to list {what}")));
+                missing.extend(
+                    store
+                        .waiting_for()
+                        .iter()
+                        .map(|what| format!("the API server to list {what}")),
+                );
                 if store.cluster().node.is_some() && store.ownership().is_none() {
                     missing.push("the label kubernetes.io/hostname on the node".into());
                 }
@@ -290,7 +306,11 @@ impl Daemon {
                         Some(Directory::Unreadable(error)) => error.as_str(),
                         _ => "was not read yet",
                     };
-                    missing.push(format!("mountDir {} of class {}: {why}", class.mount_dir.display(), class.name));
+                    missing.push(format!(
+                        "mountDir {} of class {}: {why}",
+                        class.mount_dir.display(),
+                        class.name
+                    ));
                 }
             }
         }
@@ -332,7 +352,9 @@ impl Daemon {
         if let Some(watch) = self.watch_of_pvs.take() {
             watch.abort();
         }
-        let ended = tokio::time::timeout(Duration::from_secs(20), async { while self.tasks.join_next().await.is_some() {} });
+        let ended = tokio::time::timeout(Duration::from_secs(20), async {
+            while self.tasks.join_next().await.is_some() {}
+        });
         if ended.await.is_err() {
             error!("a scrub did not stop in 20 s; it ends with the process");
         }
@@ -340,11 +362,23 @@ impl Daemon {
 }
 
 /// A look at the node: everything in here may block.
-fn look(eyes: &mut Eyes, keys: &[DirectoryKey], configured: &BTreeSet<DirectoryKey>, published: &BTreeSet<PathBuf>, config_dir: &std::path::Path) -> Look {
-    let config = eyes.directories.take_config_changed().then(|| config::load_directory(config_dir));
+fn look(
+    eyes: &mut Eyes,
+    keys: &[DirectoryKey],
+    configured: &BTreeSet<DirectoryKey>,
+    published: &BTreeSet<PathBuf>,
+    config_dir: &std::path::Path,
+) -> Look {
+    let config = eyes
+        .directories
+        .take_config_changed()
+        .then(|| config::load_directory(config_dir));
     eyes.directories.forget_missing();
-    eyes.directories.follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));
-    let observed = eyes.scanner.scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
+    eyes.directories
+        .follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));
+    let observed = eyes
+        .scanner
+        .scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
     let mut locked_out = Vec::new();
     for key in configured {
         if matches!(observed.directories.get(key), Some(Directory::Read(_)))
@@ -353,7 +387,11 @@ fn look(eyes: &mut Eyes, keys: &[DirectoryKey], configured: &BTreeSet<DirectoryK
             locked_out.push(error.to_string());
         }
     }
-    Look { observed, locked_out, config }
+    Look {
+        observed,
+        locked_out,
+        config,
+    }
 }
 
 impl Daemon {
@@ -361,7 +399,12 @@ impl Daemon {
     fn start(&mut self, action: Action, looked: Instant) {
         match action {
             Action::Create(pv) => self.create(*pv, looked),
-            Action::Patch { pv, patch, lets_go, why } => self.patch(pv, patch, lets_go, why),
+            Action::Patch {
+                pv,
+                patch,
+                lets_go,
+                why,
+            } => self.patch(pv, patch, lets_go, why),
             Action::Delete { pv, lets_go, why } => self.delete(pv, lets_go, why),
             Action::Scrub(order) => self.scrub(*order),
             Action::AbortScrub { uid, why } => {

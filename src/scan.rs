@@ -107,11 +107,7 @@ impl OwnTable {
             .enumerate()
             .map(|(index, mount)| (mount.mount_id, index))
             .collect();
-        Ok(Self {
-            text,
-            mounts,
-            by_id,
-        })
+        Ok(Self { text, mounts, by_id })
     }
 
     fn get(&self, mount_id: u64) -> Option<&Mount> {
@@ -148,11 +144,7 @@ impl Scanner {
     ///
     /// `probe` says of an entry whether its device may be opened exclusively and searched for signatures, which must not
     /// happen to a published one.
-    pub fn scan(
-        &mut self,
-        directories: &[DirectoryKey],
-        probe: &dyn Fn(&DirectoryKey, &OsStr) -> bool,
-    ) -> Observed {
+    pub fn scan(&mut self, directories: &[DirectoryKey], probe: &dyn Fn(&DirectoryKey, &OsStr) -> bool) -> Observed {
         self.read_boot_id();
         let (host, host_mounts) = read_host(&self.settings.host_mountinfo);
         let (mut read, tasks) = self.list(directories, probe);
@@ -165,17 +157,12 @@ impl Scanner {
                         name: task.name.clone(),
                         kind: with_nested(kind, &nesting),
                     };
-                    seen.entry(DirectoryKey::clone(&task.key))
-                        .or_default()
-                        .push(entry);
+                    seen.entry(DirectoryKey::clone(&task.key)).or_default().push(entry);
                 }
             }
             Err(error) => {
                 // Without it no mount can be told from a directory.
-                let text = format!(
-                    "cannot read {}: {error}",
-                    self.settings.own_mountinfo.display()
-                );
+                let text = format!("cannot read {}: {error}", self.settings.own_mountinfo.display());
                 for directory in read
                     .values_mut()
                     .filter(|directory| matches!(directory, Directory::Read(_)))
@@ -244,12 +231,7 @@ impl Scanner {
     ///
     /// The mount table is read before. One that changed meanwhile may have given an id to another mount, so the entries
     /// that are roots of mounts that came, went or changed are looked at once more with the new one.
-    fn look<'a>(
-        &mut self,
-        tasks: &'a [Task],
-        table: OwnTable,
-        host: &[Mount],
-    ) -> Vec<(&'a Task, EntryKind)> {
+    fn look<'a>(&mut self, tasks: &'a [Task], table: OwnTable, host: &[Mount]) -> Vec<(&'a Task, EntryKind)> {
         let loops = if tasks.iter().any(|task| task.probe) {
             self.loops()
         } else {
@@ -268,8 +250,7 @@ impl Scanner {
                     before.is_none() || before != after
                 })
             };
-            let (again, mut settled): (Vec<_>, Vec<_>) =
-                results.into_iter().partition(|(_, seen)| outdated(seen));
+            let (again, mut settled): (Vec<_>, Vec<_>) = results.into_iter().partition(|(_, seen)| outdated(seen));
             if !again.is_empty() {
                 let loops = context.around.loops.clone();
                 context = Arc::new(self.context(after, host, loops));
@@ -282,39 +263,27 @@ impl Scanner {
             .into_iter()
             .filter_map(|(task, seen)| Some((task, seen.kind?)))
             .collect();
-        entries.sort_by(|(left, _), (right, _)| {
-            (&left.key, &left.name).cmp(&(&right.key, &right.name))
-        });
+        entries.sort_by(|(left, _), (right, _)| (&left.key, &left.name).cmp(&(&right.key, &right.name)));
         entries
     }
 
-    fn look_once<'a>(
-        &mut self,
-        tasks: &[&'a Task],
-        context: &Arc<Context>,
-    ) -> Vec<(&'a Task, Seen)> {
+    fn look_once<'a>(&mut self, tasks: &[&'a Task], context: &Arc<Context>) -> Vec<(&'a Task, Seen)> {
         let items = tasks
             .iter()
             .map(|task| {
-                let (listing, name, probe) =
-                    (Arc::clone(&task.listing), task.name.clone(), task.probe);
+                let (listing, name, probe) = (Arc::clone(&task.listing), task.name.clone(), task.probe);
                 let context = Arc::clone(context);
-                let work: Work<Seen> =
-                    Box::new(move || entry::look(&listing, &name, probe, &context));
+                let work: Work<Seen> = Box::new(move || entry::look(&listing, &name, probe, &context));
                 (Thing::Entry(Arc::clone(&task.key), task.name.clone()), work)
             })
             .collect();
-        let outcomes = self
-            .prober
-            .run(items)
-            .into_iter()
-            .map(|(_, outcome)| match outcome {
-                Outcome::Done(seen) => seen,
-                Outcome::Unresponsive(text) => Seen {
-                    kind: Some(EntryKind::Unresponsive(text)),
-                    mount_id: None,
-                },
-            });
+        let outcomes = self.prober.run(items).into_iter().map(|(_, outcome)| match outcome {
+            Outcome::Done(seen) => seen,
+            Outcome::Unresponsive(text) => Seen {
+                kind: Some(EntryKind::Unresponsive(text)),
+                mount_id: None,
+            },
+        });
         tasks.iter().copied().zip(outcomes).collect()
     }
 
@@ -339,21 +308,19 @@ impl Scanner {
         let items = attached
             .iter()
             .map(|(name, backing)| {
-                let (thing, name, backing) =
-                    (Thing::Loop(name.clone()), name.clone(), backing.clone());
+                let (thing, name, backing) = (Thing::Loop(name.clone()), name.clone(), backing.clone());
                 let work: Work<AttachedLoop> =
                     Box::new(move || AttachedLoop::examine(&name, &backing, Path::new("/dev")));
                 (thing, work)
             })
             .collect();
         let outcomes = self.prober.run(items).into_iter();
-        let answered =
-            outcomes
-                .zip(&attached)
-                .map(|((_, outcome), (name, backing))| match outcome {
-                    Outcome::Done(examined) => examined,
-                    Outcome::Unresponsive(_) => AttachedLoop::unexamined(name, backing),
-                });
+        let answered = outcomes
+            .zip(&attached)
+            .map(|((_, outcome), (name, backing))| match outcome {
+                Outcome::Done(examined) => examined,
+                Outcome::Unresponsive(_) => AttachedLoop::unexamined(name, backing),
+            });
         answered.collect()
     }
 }
@@ -376,7 +343,10 @@ pub fn surroundings(settings: &ScanSettings) -> Surroundings {
         sysfs: settings.sysfs.clone(),
         boot_id: boot_id(),
         mounts: own.mounts.into_iter().chain(host).collect(),
-        loops: loops.iter().map(|(name, backing)| AttachedLoop::examine(name, backing, Path::new("/dev"))).collect(),
+        loops: loops
+            .iter()
+            .map(|(name, backing)| AttachedLoop::examine(name, backing, Path::new("/dev")))
+            .collect(),
         swaps: parse_swaps(&fs::read("/proc/swaps").unwrap_or_default()),
     }
 }
@@ -403,10 +373,7 @@ fn read_host(path: &Path) -> (HostView, Vec<Mount>) {
     let view = match (mounts.len(), skipped) {
         (0, _) => HostView::Blind(format!("{} shows no mounts", path.display())),
         (_, 0) => HostView::Seen(mounts::pod_mounts(&mounts)),
-        (_, skipped) => HostView::Blind(format!(
-            "{skipped} lines of {} are not understood",
-            path.display()
-        )),
+        (_, skipped) => HostView::Blind(format!("{skipped} lines of {} are not understood", path.display())),
     };
     (view, mounts)
 }
@@ -452,21 +419,14 @@ mod tests {
     #[test]
     fn an_outdated_mount_table_is_read_again() {
         let now = || OwnTable::read(Path::new("/proc/self/mountinfo")).unwrap();
-        let is_proc =
-            |kind: EntryKind| matches!(kind, EntryKind::Mount(facts) if facts.fs_type == "proc");
+        let is_proc = |kind: EntryKind| matches!(kind, EntryKind::Mount(facts) if facts.fs_type == "proc");
         assert!(is_proc(proc_by(now())));
-        assert!(
-            is_proc(proc_by(OwnTable::default())),
-            "it was mounted since"
-        );
+        assert!(is_proc(proc_by(OwnTable::default())), "it was mounted since");
         let mut reused = now();
         reused.text.clear();
         for mount in &mut reused.mounts {
             mount.fs_type = "ext4".into();
         }
-        assert!(
-            is_proc(proc_by(reused)),
-            "its id was another mount's before"
-        );
+        assert!(is_proc(proc_by(reused)), "its id was another mount's before");
     }
 }

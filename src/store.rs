@@ -231,7 +231,10 @@ impl Store {
     /// The StorageClasses, all of them.
     pub fn classes(&mut self, classes: &BTreeMap<String, StorageClass>) {
         self.classes_listed = true;
-        self.cluster.storage_classes = classes.iter().map(|(name, class)| (name.clone(), class.into())).collect();
+        self.cluster.storage_classes = classes
+            .iter()
+            .map(|(name, class)| (name.clone(), class.into()))
+            .collect();
     }
 
     /// StorageClasses of a dry run without a cluster.

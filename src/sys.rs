@@ -65,15 +65,7 @@ fn statx(dir: BorrowedFd<'_>, path: &std::ffi::CStr, flags: libc::c_int) -> Resu
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
     let mut buffer = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is NUL-terminated, the buffer is as large as the kernel's structure, and both outlive the call.
-    let result = unsafe {
-        libc::statx(
-            dir.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-            mask,
-            buffer.as_mut_ptr(),
-        )
-    };
+    let result = unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), flags, mask, buffer.as_mut_ptr()) };
     Errno::result(result)?;
     // SAFETY: zeroed is a valid value of the structure, whatever the kernel has filled in.
     let stat = unsafe { buffer.assume_init() };
@@ -85,9 +77,8 @@ fn statx(dir: BorrowedFd<'_>, path: &std::ffi::CStr, flags: libc::c_int) -> Resu
         inode: stat.stx_ino,
         dev: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
         rdev: libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
-        birth_nanoseconds: has(libc::STATX_BTIME).then(|| {
-            i128::from(stat.stx_btime.tv_sec) * 1_000_000_000 + i128::from(stat.stx_btime.tv_nsec)
-        }),
+        birth_nanoseconds: has(libc::STATX_BTIME)
+            .then(|| i128::from(stat.stx_btime.tv_sec) * 1_000_000_000 + i128::from(stat.stx_btime.tv_nsec)),
         mount_id: has(libc::STATX_MNT_ID).then_some(stat.stx_mnt_id),
         mount_root: (stat.stx_attributes_mask & mount_root_bit != 0)
             .then_some(stat.stx_attributes & mount_root_bit != 0),
@@ -103,8 +94,7 @@ pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
     if let Some(id) = status(fd)?.mount_id {
         return Ok(id);
     }
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
-        .map_err(|_| Errno::ENODATA)?;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map_err(|_| Errno::ENODATA)?;
     mount_id_of_fdinfo(&info).ok_or(Errno::ENODATA)
 }
 
@@ -184,8 +174,7 @@ pub struct FilesystemStatus {
 pub fn filesystem_status(fd: BorrowedFd<'_>) -> Result<FilesystemStatus> {
     let stat = nix::sys::statfs::fstatfs(fd)?;
     // SAFETY: fsid_t is two 32-bit numbers (statfs(2)), which libc keeps private.
-    let [low, high] =
-        unsafe { std::mem::transmute::<libc::fsid_t, [u32; 2]>(stat.filesystem_id()) };
+    let [low, high] = unsafe { std::mem::transmute::<libc::fsid_t, [u32; 2]>(stat.filesystem_id()) };
     let block_bytes = u64::try_from(stat.block_size()).unwrap_or(0);
     Ok(FilesystemStatus {
         total_bytes: stat.blocks().saturating_mul(block_bytes),
@@ -254,8 +243,8 @@ const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
 
 mod ioctl {
     use super::{
-        BLKROGET, BLKSSZGET, BtrfsFsInfo, EXT4_IOC_GETFSUUID, Ext4FsUuid, FsUuid2,
-        LOOP_GET_STATUS64, LoopInfo64, XfsGeometryV1,
+        BLKROGET, BLKSSZGET, BtrfsFsInfo, EXT4_IOC_GETFSUUID, Ext4FsUuid, FsUuid2, LOOP_GET_STATUS64, LoopInfo64,
+        XfsGeometryV1,
     };
 
     nix::ioctl_read!(fs_get_uuid, 0x15, 0, FsUuid2);
@@ -441,12 +430,7 @@ pub fn loop_status(fd: BorrowedFd<'_>) -> Result<LoopStatus> {
         rdev: info.rdevice,
         offset_bytes: info.offset,
         limit_bytes: info.size_limit,
-        file_name: info
-            .file_name
-            .iter()
-            .copied()
-            .take_while(|&byte| byte != 0)
-            .collect(),
+        file_name: info.file_name.iter().copied().take_while(|&byte| byte != 0).collect(),
     })
 }
 
@@ -488,12 +472,8 @@ mod tests {
             (status.dev, status.inode, status.mode),
             (stat.st_dev, stat.st_ino, stat.st_mode)
         );
-        let info =
-            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
-        assert_eq!(
-            mount_id_of_fdinfo(&info),
-            Some(mount_id(fd.as_fd()).unwrap())
-        );
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        assert_eq!(mount_id_of_fdinfo(&info), Some(mount_id(fd.as_fd()).unwrap()));
         std::fs::create_dir(directory.path().join("sub")).unwrap();
         let below = status_at(fd.as_fd(), Path::new("sub")).unwrap();
         assert_eq!((below.dev, below.file_type()), (stat.st_dev, libc::S_IFDIR));

@@ -49,7 +49,11 @@ impl Directories {
         let watcher = notify::recommended_watcher(handler)
             .inspect_err(|error| warn!(%error, "inotify is not available; changes are found by the safety timer (--discovery-period)"))
             .ok();
-        let mut directories = Self { watcher, watched: BTreeSet::new(), config_changed };
+        let mut directories = Self {
+            watcher,
+            watched: BTreeSet::new(),
+            config_changed,
+        };
         directories.follow(std::iter::once(config_dir));
         directories
     }
@@ -64,8 +68,14 @@ impl Directories {
     pub fn follow<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) {
         let Some(watcher) = &mut self.watcher else { return };
         for directory in directories {
-            let target = if directory.is_dir() { Some(directory) } else { directory.parent().filter(|parent| parent.is_dir()) };
-            let Some(target) = target.filter(|target| !self.watched.contains(*target)) else { continue };
+            let target = if directory.is_dir() {
+                Some(directory)
+            } else {
+                directory.parent().filter(|parent| parent.is_dir())
+            };
+            let Some(target) = target.filter(|target| !self.watched.contains(*target)) else {
+                continue;
+            };
             match watcher.watch(target, RecursiveMode::NonRecursive) {
                 Ok(()) => {
                     self.watched.insert(target.to_owned());
@@ -103,11 +113,14 @@ impl MountTables {
     pub fn watch(paths: &[PathBuf], wake: Arc<Notify>) -> std::io::Result<Self> {
         let (stopped, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let paths = paths.to_vec();
-        std::thread::Builder::new().name("mount-tables".into()).stack_size(64 << 10).spawn(move || {
-            // Opened here: the thread's own table is that of the mount namespace it was started in.
-            let tables: Vec<File> = paths.iter().filter_map(|path| File::open(path).ok()).collect();
-            wake_until(&tables, &stopped, &wake);
-        })?;
+        std::thread::Builder::new()
+            .name("mount-tables".into())
+            .stack_size(64 << 10)
+            .spawn(move || {
+                // Opened here: the thread's own table is that of the mount namespace it was started in.
+                let tables: Vec<File> = paths.iter().filter_map(|path| File::open(path).ok()).collect();
+                wake_until(&tables, &stopped, &wake);
+            })?;
         Ok(Self { _stop: stop })
     }
 }

@@ -94,9 +94,8 @@ fn describe(err: &watcher::Error) -> String {
 
 fn is_gone(err: &watcher::Error) -> bool {
     match err {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) | watcher::Error::WatchFailed(kube::Error::Api(status)) => {
-            status.code == 410
-        }
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 410,
         watcher::Error::WatchError(status) => status.code == 410,
         _ => false,
     }
@@ -110,28 +109,30 @@ pub async fn persistent_volumes(client: Client, shared: Shared, mode: Mode, host
         Mode::Patch => config().labels(&format!("{}={hostname}", names::NODE_LABEL)),
         Mode::Classic => config(),
     };
-    keep("persistentvolumes", || watcher(api.clone(), config.clone()), |event| match event {
-        Event::Init => shared.store().pvs_restart(),
-        Event::InitApply(pv) => shared.store().pv_listed(&pv),
-        Event::InitDone => shared.update(Store::pvs_complete),
-        Event::Apply(pv) => shared.update(|store| store.pv_changed(&pv)),
-        Event::Delete(pv) => shared.update(|store| store.pv_left_watch(&pv)),
-    })
+    keep(
+        "persistentvolumes",
+        || watcher(api.clone(), config.clone()),
+        |event| match event {
+            Event::Init => shared.store().pvs_restart(),
+            Event::InitApply(pv) => shared.store().pv_listed(&pv),
+            Event::InitDone => shared.update(Store::pvs_complete),
+            Event::Apply(pv) => shared.update(|store| store.pv_changed(&pv)),
+            Event::Delete(pv) => shared.update(|store| store.pv_left_watch(&pv)),
+        },
+    )
     .await;
 }
 
 /// Finds the own PVs that the label-scoped watch cannot see, those of the classic program, by one paged listing of
 /// metadata; they are labelled by the next pass. Tried until it succeeds.
 pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node_name: String) {
-    let mut failures = 0;
-    while mode == Mode::Patch {
-        match list_unlabelled(&client, &shared, &node_name).await {
-            Ok(()) => break,
-            Err(err) => {
-                failures += 1;
-                warn!(error = %format!("{err:#}"), "cannot list the PersistentVolumes of the classic program; trying again");
-                tokio::time::sleep(api_backoff(failures)).await;
-            }
+    // Without patch permission the watch is not scoped, and shows them.
+    if mode == Mode::Patch {
+        let mut failures = 0;
+        while let Err(err) = list_unlabelled(&client, &shared, &node_name).await {
+            failures += 1;
+            warn!(error = %format!("{err:#}"), "cannot list the PersistentVolumes of the classic program; trying again");
+            tokio::time::sleep(api_backoff(failures)).await;
         }
     }
     shared.update(Store::former_listed);
@@ -140,7 +141,9 @@ pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node
 async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> anyhow::Result<()> {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let ours = names::provisioned_by(node_name, None);
-    let mut params = ListParams::default().labels(&format!("!{}", names::NODE_LABEL)).limit(PAGE);
+    let mut params = ListParams::default()
+        .labels(&format!("!{}", names::NODE_LABEL))
+        .limit(PAGE);
     loop {
         let page = api.list_metadata(&params).await?;
         for object in &page.items {
@@ -166,7 +169,10 @@ struct Whole<K> {
 
 impl<K: ResourceExt> Whole<K> {
     fn new() -> Self {
-        Self { objects: BTreeMap::new(), relist: BTreeMap::new() }
+        Self {
+            objects: BTreeMap::new(),
+            relist: BTreeMap::new(),
+        }
     }
 
     /// Takes an event in; true if the collection is complete and has changed.
@@ -186,7 +192,8 @@ impl<K: ResourceExt> Whole<K> {
 pub async fn storage_classes(client: Client, shared: Shared) {
     let api: Api<StorageClass> = Api::all(client);
     let mut classes = Whole::new();
-    let stream = || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
+    let stream =
+        || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
     keep("storageclasses", stream, |event| {
         let starting = matches!(event, Event::Init);
         if classes.take(event) && !starting {

@@ -41,7 +41,9 @@ pub(super) struct Ignored {
 pub(super) fn two_dashes(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     args.map(|arg| {
         let Some(text) = arg.to_str() else { return arg };
-        let Some(flag) = text.strip_prefix('-').filter(|flag| !flag.starts_with('-')) else { return arg };
+        let Some(flag) = text.strip_prefix('-').filter(|flag| !flag.starts_with('-')) else {
+            return arg;
+        };
         let name = flag.split('=').next().unwrap_or_default();
         if name.len() > 1 && !name.starts_with(|c: char| c.is_ascii_digit()) {
             format!("-{text}").into()

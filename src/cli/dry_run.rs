@@ -29,7 +29,12 @@ use crate::store::Store;
 )]
 pub(super) struct PlanArgs {
     /// A ConfigMap manifest, or a directory as a ConfigMap is mounted
-    #[arg(long, value_name = "PATH", default_value = "/etc/provisioner/config", conflicts_with = "host_dir")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/etc/provisioner/config",
+        conflicts_with = "host_dir"
+    )]
     config: PathBuf,
     /// Look at this directory, without any configuration
     #[arg(long, value_name = "DIR", requires = "class")]
@@ -76,7 +81,10 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let (config, good) = configuration(args)?;
     let node_name = match &args.node_name {
         Some(name) => name.clone(),
-        None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name; use --node-name")?.trim().to_owned(),
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .context("cannot read the host name; use --node-name")?
+            .trim()
+            .to_owned(),
     };
     let side = match &args.kubeconfig {
         Some(path) => super::runtime()?.block_on(ask(path, &node_name, &config))?,
@@ -85,7 +93,11 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let observed = look(args, &config, &side.store);
     let plan = plan::plan(&Inputs {
         config: &config,
-        limits: Limits { grace_period: Duration::from_secs(60), discovery_period: Duration::from_secs(10), scrub_concurrency: usize::MAX },
+        limits: Limits {
+            grace_period: Duration::from_secs(60),
+            discovery_period: Duration::from_secs(10),
+            scrub_concurrency: usize::MAX,
+        },
         mode: side.mode,
         node: &side.node,
         ownership: &side.ownership,
@@ -98,7 +110,11 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         Output::Table => print_table(&plan, &observed, args.kubeconfig.is_some()),
         Output::Yaml | Output::Json => print_objects(&plan, args.output)?,
     };
-    Ok(if good && readable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good && readable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, bool)> {
@@ -108,17 +124,31 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, bool)> {
             name: class.clone(),
             host_dir: host_dir.clone(),
             mount_dir: host_dir,
-            volume_mode: if args.volume_mode == "Block" { VolumeMode::Block } else { VolumeMode::Filesystem },
+            volume_mode: if args.volume_mode == "Block" {
+                VolumeMode::Block
+            } else {
+                VolumeMode::Filesystem
+            },
             access_mode: "ReadWriteOnce".into(),
             fs_type: None,
             name_pattern: NamePattern::default(),
             block_cleaner_command: None,
             selector: Vec::new(),
         };
-        return Ok((Config { classes: [(class.name.clone(), class)].into(), ..Config::default() }, true));
+        return Ok((
+            Config {
+                classes: [(class.name.clone(), class)].into(),
+                ..Config::default()
+            },
+            true,
+        ));
     }
     let path = &args.config;
-    let loaded = if path.is_dir() { config::load_directory(path) } else { config::load_manifest(path) };
+    let loaded = if path.is_dir() {
+        config::load_directory(path)
+    } else {
+        config::load_manifest(path)
+    };
     for problem in &loaded.problems {
         eprintln!("error: {problem}");
     }
@@ -128,7 +158,10 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, bool)> {
     let good = loaded.problems.is_empty();
     let mut config = loaded.config;
     if config.classes.is_empty() {
-        bail!("no class to look at in {}; --host-dir DIR --class NAME looks at a directory without any configuration", path.display());
+        bail!(
+            "no class to look at in {}; --host-dir DIR --class NAME looks at a directory without any configuration",
+            path.display()
+        );
     }
     for class in config.classes.values_mut() {
         // Outside of the container the directory is where the node has it.
@@ -147,13 +180,23 @@ fn assume(node_name: &str, config: &Config) -> Side {
     let mut store = Store::default();
     // Its UID is not known: the PVs name the node only, and are taken for its own by the daemon there.
     store.node(&node, true);
-    let class = StorageClass { reclaim_policy: "Delete".into(), mount_options: Vec::new() };
-    store.assume_classes(config.classes.keys().map(|name| (name.clone(), class.clone())).collect());
+    let class = StorageClass {
+        reclaim_policy: "Delete".into(),
+        mount_options: Vec::new(),
+    };
+    store.assume_classes(
+        config
+            .classes
+            .keys()
+            .map(|name| (name.clone(), class.clone()))
+            .collect(),
+    );
     side(store, Mode::Classic, node_name)
 }
 
 async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Result<Side> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig).with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
     let settings = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
         .await
         .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
@@ -164,7 +207,9 @@ async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Res
         .await
         .with_context(|| format!("cannot read node {node_name}; name the node with --node-name"))?;
     store.node(&node, config.use_node_name_only);
-    let mode = crate::api::mode(&client).await.context("cannot ask for the permissions")?;
+    let mode = crate::api::mode(&client)
+        .await
+        .context("cannot ask for the permissions")?;
     store.pvs_restart();
     let pvs: Api<PersistentVolume> = Api::all(client.clone());
     let mut params = ListParams::default().limit(500);
@@ -177,8 +222,17 @@ async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Res
         }
     }
     store.pvs_complete();
-    let classes = Api::<StorageClassObject>::all(client).list(&ListParams::default()).await.context("cannot list StorageClasses")?;
-    store.classes(&classes.items.into_iter().map(|class| (class.name_any(), class)).collect());
+    let classes = Api::<StorageClassObject>::all(client)
+        .list(&ListParams::default())
+        .await
+        .context("cannot list StorageClasses")?;
+    store.classes(
+        &classes
+            .items
+            .into_iter()
+            .map(|class| (class.name_any(), class))
+            .collect(),
+    );
     if store.ownership().is_none() {
         bail!("node {node_name} has no label kubernetes.io/hostname, which the PVs' node affinity needs");
     }
@@ -193,17 +247,32 @@ fn side(store: Store, mode: Mode, node_name: &str) -> Side {
         hostname: node_name.to_owned(),
         node_name_only: true,
     });
-    Side { store, node, ownership, mode }
+    Side {
+        store,
+        node,
+        ownership,
+        mode,
+    }
 }
 
 fn look(args: &PlanArgs, config: &Config, store: &Store) -> Observed {
     let own = ScanSettings::default().own_mountinfo;
     // On the node itself, the own mount table is the host's.
-    let host_mountinfo = if args.host_mountinfo.exists() { args.host_mountinfo.clone() } else { own };
-    let settings = ScanSettings { syscall_timeout: args.syscall_timeout, host_mountinfo, ..ScanSettings::default() };
+    let host_mountinfo = if args.host_mountinfo.exists() {
+        args.host_mountinfo.clone()
+    } else {
+        own
+    };
+    let settings = ScanSettings {
+        syscall_timeout: args.syscall_timeout,
+        host_mountinfo,
+        ..ScanSettings::default()
+    };
     let published: BTreeSet<PathBuf> = store.cluster().pvs.values().filter_map(|pv| pv.path.clone()).collect();
     let directories = plan::directories(config, store.cluster());
-    Scanner::new(settings).scan(&directories, &|key: &DirectoryKey, name: &std::ffi::OsStr| !published.contains(&key.host_dir.join(name)))
+    Scanner::new(settings).scan(&directories, &|key: &DirectoryKey, name: &std::ffi::OsStr| {
+        !published.contains(&key.host_dir.join(name))
+    })
 }
 
 fn print_table(plan: &Plan, observed: &Observed, with_cluster: bool) -> bool {
@@ -225,7 +294,10 @@ fn print_table(plan: &Plan, observed: &Observed, with_cluster: bool) -> bool {
             ]
         })
         .collect();
-    print!("{}", align(&["CLASS", "ENTRY", "STATE", "PV", "CAPACITY", "REASON"], &rows));
+    print!(
+        "{}",
+        align(&["CLASS", "ENTRY", "STATE", "PV", "CAPACITY", "REASON"], &rows)
+    );
     let mut readable = true;
     for (key, directory) in &observed.directories {
         let why = match directory {
@@ -258,7 +330,11 @@ fn print_actions(plan: &Plan) {
             Action::Patch { pv, why, .. } => println!("  patch PV {}: {why}", pv.name),
             Action::Delete { pv, why, .. } => println!("  delete PV {}: {why}", pv.name),
             Action::Scrub(order) => {
-                println!("  scrub {} (PV {})", order.directory.host_dir.join(&order.entry).display(), order.pv.name);
+                println!(
+                    "  scrub {} (PV {})",
+                    order.directory.host_dir.join(&order.entry).display(),
+                    order.pv.name
+                );
             }
             Action::ReadClaim(claim) => println!("  read claim {claim}"),
             Action::AbortScrub { .. } => {}
@@ -282,7 +358,12 @@ fn print_objects(plan: &Plan, output: Output) -> anyhow::Result<bool> {
         return Ok(true);
     }
     for object in objects {
-        println!("---\n{}", serde_saphyr::to_string(object).context("a PV cannot be written as YAML")?.trim_end());
+        println!(
+            "---\n{}",
+            serde_saphyr::to_string(object)
+                .context("a PV cannot be written as YAML")?
+                .trim_end()
+        );
     }
     Ok(true)
 }

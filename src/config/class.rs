@@ -22,25 +22,14 @@ const FIELDS: &[&str] = &[
     "selector",
 ];
 
-const ACCESS_MODES: &[&str] = &[
-    "ReadWriteOnce",
-    "ReadOnlyMany",
-    "ReadWriteMany",
-    "ReadWriteOncePod",
-];
+const ACCESS_MODES: &[&str] = &["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
 
 /// Reads one class; every fault of it is reported, and any of them makes it unusable.
-pub(super) fn read(
-    name: &str,
-    raw: &Raw<'_>,
-    warnings: &mut Vec<Fault>,
-) -> Result<Class, Vec<Fault>> {
+pub(super) fn read(name: &str, raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<Class, Vec<Fault>> {
     let fields = raw.fields(FIELDS, warnings).map_err(|fault| vec![fault])?;
     let mut faults = Vec::new();
     if let Err(why) = check_object_name(name) {
-        faults.push(raw.fault(format!(
-            "{name:?} cannot be the name of a StorageClass: {why}"
-        )));
+        faults.push(raw.fault(format!("{name:?} cannot be the name of a StorageClass: {why}")));
     }
     let class = Class {
         name: name.to_owned(),
@@ -58,11 +47,7 @@ pub(super) fn read(
             &mut faults,
         ),
     };
-    if faults.is_empty() {
-        Ok(class)
-    } else {
-        Err(faults)
-    }
+    if faults.is_empty() { Ok(class) } else { Err(faults) }
 }
 
 fn keep<T: Default>(result: Result<T, Fault>, faults: &mut Vec<Fault>) -> T {
@@ -128,10 +113,7 @@ fn name_pattern(fields: &Fields<'_>, warnings: &mut Vec<Fault>) -> Result<NamePa
     Ok(pattern)
 }
 
-fn cleaner_command(
-    fields: &Fields<'_>,
-    warnings: &mut Vec<Fault>,
-) -> Result<Option<Vec<String>>, Fault> {
+fn cleaner_command(fields: &Fields<'_>, warnings: &mut Vec<Fault>) -> Result<Option<Vec<String>>, Fault> {
     const NAME: &str = "blockCleanerCommand";
     let Some(raw) = fields.get(NAME) else {
         return Ok(None);
@@ -150,16 +132,11 @@ fn cleaner_command(
 /// Lets classes in, one after the other, unless one shares directories with an earlier one.
 ///
 /// Discovery directories must be distinct: a disk must not become a volume of two classes.
-pub(super) fn admit(
-    classes: impl IntoIterator<Item = Class>,
-) -> (BTreeMap<String, Class>, Vec<Conflict>) {
+pub(super) fn admit(classes: impl IntoIterator<Item = Class>) -> (BTreeMap<String, Class>, Vec<Conflict>) {
     let mut admitted: BTreeMap<String, Class> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for class in classes {
-        match admitted
-            .values()
-            .find_map(|earlier| conflict(&class, earlier))
-        {
+        match admitted.values().find_map(|earlier| conflict(&class, earlier)) {
             Some((field, message)) => conflicts.push(Conflict {
                 class: class.name,
                 field,
@@ -206,13 +183,9 @@ fn conflict(class: &Class, earlier: &Class) -> Option<(&'static str, String)> {
     let message = if mine == theirs {
         format!("{dir} is the mountDir of class {other:?} too: give each class its own")
     } else if is_inside(mine, theirs) {
-        format!(
-            "{dir} lies inside of {their_dir}, the mountDir of class {other:?}: put them side by side"
-        )
+        format!("{dir} lies inside of {their_dir}, the mountDir of class {other:?}: put them side by side")
     } else if is_inside(theirs, mine) {
-        format!(
-            "{dir} contains {their_dir}, the mountDir of class {other:?}: put them side by side"
-        )
+        format!("{dir} contains {their_dir}, the mountDir of class {other:?}: put them side by side")
     } else {
         return None;
     };

@@ -35,7 +35,9 @@ impl Cleaner {
     /// Says what is wrong with an empty command or with the arguments of a method or classic script.
     pub fn parse(command: &[String]) -> Result<Self, String> {
         let Some(program) = command.first() else {
-            return Err("the command is empty: remove it (the default is zero) or name a method or a program".to_owned());
+            return Err(
+                "the command is empty: remove it (the default is zero) or name a method or a program".to_owned(),
+            );
         };
         // The scripts look at their first argument only.
         let argument = command.get(1).map(String::as_str);
@@ -58,9 +60,7 @@ impl Cleaner {
             ["quick"] => Ok(Self::Quick),
             ["shred"] => shred("shred", None),
             ["shred", passes] => shred("shred", Some(passes)),
-            [method @ ("zero" | "discard" | "quick"), ..] => {
-                Err(format!("{method} takes no argument"))
-            }
+            [method @ ("zero" | "discard" | "quick"), ..] => Err(format!("{method} takes no argument")),
             ["shred", ..] => Err("shred takes one argument, the number of passes".to_owned()),
             _ => Ok(Self::Command(command.to_vec())),
         }
@@ -73,9 +73,7 @@ impl Class {
         match &self.block_cleaner_command {
             None => Cleaner::Zero,
             // The parser lets no invalid command into a class; to run it as it stands fails, and releases nothing.
-            Some(command) => {
-                Cleaner::parse(command).unwrap_or_else(|_| Cleaner::Command(command.clone()))
-            }
+            Some(command) => Cleaner::parse(command).unwrap_or_else(|_| Cleaner::Command(command.clone())),
         }
     }
 
@@ -113,9 +111,7 @@ fn passes(method: &str, argument: Option<&str>) -> Result<Option<u32>, String> {
     };
     match argument.parse() {
         Ok(passes) if passes > 0 => Ok(Some(passes)),
-        _ => Err(format!(
-            "{method} takes a number of passes from 1 up, not {argument:?}"
-        )),
+        _ => Err(format!("{method} takes a number of passes from 1 up, not {argument:?}")),
     }
 }
 
@@ -140,10 +136,7 @@ mod tests {
             (&["/scripts/quick_reset.sh"], Cleaner::Quick),
             (&["/scripts/shred.sh"], Cleaner::Shred { passes: 3 }),
             (&["/scripts/shred.sh", "2"], Cleaner::Shred { passes: 2 }),
-            (
-                &["/scripts/shred.sh", "2", "ignored"],
-                Cleaner::Shred { passes: 2 },
-            ),
+            (&["/scripts/shred.sh", "2", "ignored"], Cleaner::Shred { passes: 2 }),
             (&["/scripts/dd_zero.sh"], Cleaner::Zero),
             (&["/scripts/dd_zero.sh", "2"], Cleaner::Zero),
             (&["/scripts/blkdiscard.sh"], Cleaner::Discard),

@@ -83,11 +83,9 @@ fn read(dir: &Path) -> Contents {
     for entry in entries {
         let path = entry.path();
         let Ok(key) = entry.file_name().into_string() else {
-            contents.warnings.push(problem(
-                &path,
-                "",
-                "the name is not UTF-8, so it is no key".to_owned(),
-            ));
+            contents
+                .warnings
+                .push(problem(&path, "", "the name is not UTF-8, so it is no key".to_owned()));
             continue;
         };
         if key.starts_with("..") {
@@ -98,11 +96,9 @@ fn read(dir: &Path) -> Contents {
                 contents.keys.insert(key, value);
             }
             Ok(None) => {}
-            Err(err) => {
-                contents
-                    .problems
-                    .push(problem(&path, &key, format!("cannot read it: {err}")))
-            }
+            Err(err) => contents
+                .problems
+                .push(problem(&path, &key, format!("cannot read it: {err}"))),
         }
     }
     contents
@@ -119,9 +115,7 @@ fn read_file(path: &Path) -> io::Result<Option<Vec<u8>>> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut value = Vec::new();
-    File::open(path)?
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut value)?;
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut value)?;
     if value.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other(format!(
             "it is larger than {} MiB",

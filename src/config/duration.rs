@@ -21,9 +21,7 @@ const MAX_NANOS: u128 = i64::MAX as u128;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     /// It does not have the form of one.
-    #[error(
-        "invalid duration {0:?}: write a number and a unit (ns, us, ms, s, m or h), such as 10s or 1m30s"
-    )]
+    #[error("invalid duration {0:?}: write a number and a unit (ns, us, ms, s, m or h), such as 10s or 1m30s")]
     Invalid(String),
     /// A number without a unit.
     #[error("invalid duration {0:?}: the unit is missing, such as in {0}s")]
@@ -83,9 +81,7 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
         return Err(DurationError::Negative(text.to_owned()));
     }
     // MAX_NANOS fits.
-    Ok(Duration::from_nanos(
-        u64::try_from(nanos).unwrap_or(u64::MAX),
-    ))
+    Ok(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
 }
 
 /// The digits after the point, times the unit. More than 18 of them are below a nanosecond in every unit.
@@ -135,21 +131,12 @@ mod tests {
     #[test]
     fn what_go_refuses_is_refused() {
         for text in [
-            "", "-", "s", ".", ".s", "1.2.3s", "1d", "1 s", " 1s", "10S", "1m-30s", "1e3s", "--1s",
-            "ten",
+            "", "-", "s", ".", ".s", "1.2.3s", "1d", "1 s", " 1s", "10S", "1m-30s", "1e3s", "--1s", "ten",
         ] {
-            assert_eq!(
-                parse(text),
-                Err(DurationError::Invalid(text.into())),
-                "{text:?}"
-            );
+            assert_eq!(parse(text), Err(DurationError::Invalid(text.into())), "{text:?}");
         }
         for text in ["10", "1m30", "0.5", "00"] {
-            assert_eq!(
-                parse(text),
-                Err(DurationError::NoUnit(text.into())),
-                "{text:?}"
-            );
+            assert_eq!(parse(text), Err(DurationError::NoUnit(text.into())), "{text:?}");
         }
     }
 

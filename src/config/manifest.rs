@@ -50,9 +50,7 @@ pub fn parse_manifest(file: &str, text: &str) -> Loaded {
                 .find(|document| child(document, "storageClassMap").is_some());
             let hint = match raw {
                 Some(_) => "storageClassMap belongs under `data` of an object of kind ConfigMap",
-                None => {
-                    "an object with `kind: ConfigMap` and a storageClassMap under `data` is expected"
-                }
+                None => "an object with `kind: ConfigMap` and a storageClassMap under `data` is expected",
             };
             return broken(
                 file,
@@ -61,21 +59,14 @@ pub fn parse_manifest(file: &str, text: &str) -> Loaded {
             );
         }
         several => {
-            let with_classes: Vec<_> = several
-                .iter()
-                .copied()
-                .filter(|map| has_classes(map))
-                .collect();
+            let with_classes: Vec<_> = several.iter().copied().filter(|map| has_classes(map)).collect();
             match with_classes.as_slice() {
                 [only] => *only,
                 [] => {
                     return broken(
                         file,
                         None,
-                        format!(
-                            "none of the ConfigMaps {} has a storageClassMap",
-                            list(several)
-                        ),
+                        format!("none of the ConfigMaps {} has a storageClassMap", list(several)),
                     );
                 }
                 many => {
@@ -104,12 +95,7 @@ fn load(file: &str, map: &Node) -> Loaded {
             Value::Scalar(scalar) if is_string(scalar) => scalar,
             _ => {
                 let message = "the API server takes strings only: quote the value, or write it as a block after `|`";
-                problems.push(at(
-                    file,
-                    Some(entry.value.line),
-                    &entry.key,
-                    message.to_owned(),
-                ));
+                problems.push(at(file, Some(entry.value.line), &entry.key, message.to_owned()));
                 continue;
             }
         };
@@ -118,11 +104,7 @@ fn load(file: &str, map: &Node) -> Loaded {
             let message = "the key occurs more than once: the last one is used".to_owned();
             warnings.push(at(file, Some(entry.line), &entry.key, message));
         }
-        let text = if entry.value.is_null() {
-            ""
-        } else {
-            &scalar.text
-        };
+        let text = if entry.value.is_null() { "" } else { &scalar.text };
         settings.push(Setting {
             key: entry.key.clone(),
             value: text.as_bytes().to_vec(),
@@ -160,11 +142,7 @@ fn is_string(scalar: &Scalar) -> bool {
 fn lines(scalar: &Scalar, line: u64) -> Lines {
     match scalar.style {
         ScalarStyle::Literal => {
-            let blank = scalar
-                .text
-                .bytes()
-                .take_while(|byte| *byte == b'\n')
-                .count() as u64;
+            let blank = scalar.text.bytes().take_while(|byte| *byte == b'\n').count() as u64;
             Lines::After(line.saturating_sub(blank + 1))
         }
         _ if scalar.text.contains('\n') || scalar.style == ScalarStyle::Folded => Lines::In(line),
@@ -225,10 +203,7 @@ fn list(maps: &[&Node]) -> String {
         let name = child(map, "metadata").and_then(|metadata| child_text(metadata, "name"));
         format!("{} (line {})", name.unwrap_or("without a name"), map.line)
     };
-    maps.iter()
-        .map(|map| name(map))
-        .collect::<Vec<_>>()
-        .join(", ")
+    maps.iter().map(|map| name(map)).collect::<Vec<_>>().join(", ")
 }
 
 fn broken(file: &str, line: Option<u64>, message: String) -> Loaded {

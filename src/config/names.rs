@@ -9,19 +9,13 @@ pub fn check_object_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > 253 {
         return Err("it must have 1 to 253 characters".to_owned());
     }
-    let legal = name.split('.').all(|part| {
-        has_alphanumeric_ends(part)
-            && part
-                .bytes()
-                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-    });
+    let legal = name
+        .split('.')
+        .all(|part| has_alphanumeric_ends(part) && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')));
     if legal {
         Ok(())
     } else {
-        Err(
-            "use lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
-                .to_owned(),
-        )
+        Err("use lower-case letters, digits, `-` and `.`, with a letter or digit at both ends".to_owned())
     }
 }
 
@@ -34,8 +28,7 @@ pub fn check_label_key(key: &str) -> Result<(), String> {
     let name = match key.split_once('/') {
         None => key,
         Some((prefix, name)) => {
-            check_object_name(prefix)
-                .map_err(|why| format!("the prefix before `/` is not legal: {why}"))?;
+            check_object_name(prefix).map_err(|why| format!("the prefix before `/` is not legal: {why}"))?;
             name
         }
     };
@@ -106,20 +99,11 @@ mod tests {
     fn label_keys() {
         let long = "a".repeat(63);
         let prefixed = format!("{}/{long}", "b".repeat(253));
-        for key in [
-            "a",
-            "Zone",
-            "kubernetes.io/hostname",
-            "a_b.c-d",
-            &long,
-            &prefixed,
-        ] {
+        for key in ["a", "Zone", "kubernetes.io/hostname", "a_b.c-d", &long, &prefixed] {
             assert!(check_label_key(key).is_ok(), "{key:?}");
         }
         let too_long = "a".repeat(64);
-        for key in [
-            "", "/a", "a/", "a/b/c", "A.io/x", "-a", "a-", "a b", "é", &too_long,
-        ] {
+        for key in ["", "/a", "a/", "a/b/c", "A.io/x", "-a", "a-", "a b", "é", &too_long] {
             assert!(check_label_key(key).is_err(), "{key:?}");
         }
     }
@@ -129,16 +113,7 @@ mod tests {
         for value in ["", "a", "A_b.c-9", &"a".repeat(63)] {
             assert!(check_label_value(value).is_ok(), "{value:?}");
         }
-        for value in [
-            "-a",
-            "a-",
-            "a/b",
-            "a b",
-            "1e+06",
-            "é",
-            "a\n",
-            &"a".repeat(64),
-        ] {
+        for value in ["-a", "a-", "a/b", "a b", "1e+06", "é", "a\n", &"a".repeat(64)] {
             assert!(check_label_value(value).is_err(), "{value:?}");
         }
     }

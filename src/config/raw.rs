@@ -65,12 +65,10 @@ impl<'a> Raw<'a> {
                 Resolved::Null => Ok(false),
                 _ => Err(self.mismatch("true or false")),
             },
-            Value::Scalar(s) if matches!(resolve(&s.text), Resolved::Bool(_)) => {
-                Err(self.fault(format!(
-                    "{:?} in quotes is text here, not true or false: remove the quotes",
-                    s.text
-                )))
-            }
+            Value::Scalar(s) if matches!(resolve(&s.text), Resolved::Bool(_)) => Err(self.fault(format!(
+                "{:?} in quotes is text here, not true or false: remove the quotes",
+                s.text
+            ))),
             _ => Err(self.mismatch("true or false")),
         }
     }
@@ -83,16 +81,12 @@ impl<'a> Raw<'a> {
                 Resolved::Int(number) => i64::try_from(number).ok(),
                 // 1e3 is 1000; beyond 2^53 a float is no longer exact.
                 #[allow(clippy::cast_possible_truncation)]
-                Resolved::Float(number) if number.fract() == 0.0 && number.abs() <= 9e15 => {
-                    Some(number as i64)
-                }
+                Resolved::Float(number) if number.fract() == 0.0 && number.abs() <= 9e15 => Some(number as i64),
                 _ => None,
             },
             _ => None,
         };
-        number
-            .map(Some)
-            .ok_or_else(|| self.mismatch("a whole number"))
+        number.map(Some).ok_or_else(|| self.mismatch("a whole number"))
     }
 
     /// The items of a list; null has none.
@@ -122,10 +116,7 @@ impl<'a> Raw<'a> {
     }
 
     /// The entries of a map, of a duplicate key the last; null has none.
-    pub(super) fn entries(
-        &self,
-        warnings: &mut Vec<Fault>,
-    ) -> Result<Vec<(&'a str, Raw<'a>)>, Fault> {
+    pub(super) fn entries(&self, warnings: &mut Vec<Fault>) -> Result<Vec<(&'a str, Raw<'a>)>, Fault> {
         let entries = match &self.node.value {
             Value::Map(entries) => entries,
             _ if self.node.is_null() => return Ok(Vec::new()),
@@ -150,10 +141,7 @@ impl<'a> Raw<'a> {
                 entry.line, former.line
             )));
         }
-        Ok(last
-            .into_iter()
-            .map(|(key, entry)| (key, self.child(entry)))
-            .collect())
+        Ok(last.into_iter().map(|(key, entry)| (key, self.child(entry))).collect())
     }
 
     /// The fields of a structure. They match without regard to case; unknown ones are warned about and ignored.
@@ -264,8 +252,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter(|(distance, _)| *distance <= allowed)
         .map(|(_, known)| known)
         .or_else(|| {
-            let abbreviates =
-                |known: &&&str| name.len() >= 4 && known.to_ascii_lowercase().starts_with(&name);
+            let abbreviates = |known: &&&str| name.len() >= 4 && known.to_ascii_lowercase().starts_with(&name);
             known.iter().find(abbreviates).copied()
         })
 }

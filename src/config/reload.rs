@@ -38,9 +38,7 @@ impl Loaded {
     /// come first: an edit must not cost a class that it does not name.
     fn settle_conflicts(&mut self, previous: &Config) {
         let is_old = |class: &Class| previous.classes.get(&class.name) == Some(class);
-        let (old, new): (Vec<_>, Vec<_>) = std::mem::take(&mut self.config.classes)
-            .into_values()
-            .partition(is_old);
+        let (old, new): (Vec<_>, Vec<_>) = std::mem::take(&mut self.config.classes).into_values().partition(is_old);
         let (classes, conflicts) = class::admit(old.into_iter().chain(new));
         let losers: Vec<_> = conflicts
             .iter()
@@ -53,14 +51,13 @@ impl Loaded {
             .first()
             .map(|problem| problem.file.clone())
             .unwrap_or_default();
-        self.problems
-            .extend(conflicts.into_iter().map(|conflict| Problem {
-                file: file.clone(),
-                line: None,
-                key: format!("storageClassMap.{}.{}", conflict.class, conflict.field),
-                message: format!("{} (as last configured)", conflict.message),
-                class: Some(conflict.class),
-            }));
+        self.problems.extend(conflicts.into_iter().map(|conflict| Problem {
+            file: file.clone(),
+            line: None,
+            key: format!("storageClassMap.{}.{}", conflict.class, conflict.field),
+            message: format!("{} (as last configured)", conflict.message),
+            class: Some(conflict.class),
+        }));
     }
 }
 
@@ -75,17 +72,13 @@ fn restore_key(config: &mut Config, problem: &Problem, previous: &Config) {
             }
         }
         // A label that the list names wrongly was never copied from a node.
-        "nodelabelsforpv" if whole_key => config
-            .node_labels_for_pv
-            .clone_from(&previous.node_labels_for_pv),
+        "nodelabelsforpv" if whole_key => config.node_labels_for_pv.clone_from(&previous.node_labels_for_pv),
         "usejobforcleaning" => config.use_job_for_cleaning = previous.use_job_for_cleaning,
         "jobtolerations" => config.job_tolerations.clone_from(&previous.job_tolerations),
         "minresyncperiod" => config.min_resync_period = previous.min_resync_period,
         "usenodenameonly" => config.use_node_name_only = previous.use_node_name_only,
         "setpvownerref" => config.set_pv_owner_ref = previous.set_pv_owner_ref,
-        "removenodenotreadytaint" => {
-            config.remove_node_not_ready_taint = previous.remove_node_not_ready_taint
-        }
+        "removenodenotreadytaint" => config.remove_node_not_ready_taint = previous.remove_node_not_ready_taint,
         "provisionernotreadynodetaintkey" => {
             config
                 .provisioner_not_ready_node_taint_key

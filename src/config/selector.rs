@@ -12,24 +12,20 @@ const OPERATORS: &[&str] = &["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// A list of NodeSelectorTerm, with the checks of the API server, which would refuse every PV of the class.
-pub(super) fn terms(
-    list: &[Raw<'_>],
-    warnings: &mut Vec<Fault>,
-) -> Result<Vec<NodeSelectorTerm>, Fault> {
+pub(super) fn terms(list: &[Raw<'_>], warnings: &mut Vec<Fault>) -> Result<Vec<NodeSelectorTerm>, Fault> {
     list.iter().map(|raw| term(raw, warnings)).collect()
 }
 
 fn term(raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<NodeSelectorTerm, Fault> {
     let fields = raw.fields(&["matchExpressions", "matchFields"], warnings)?;
-    let mut requirements =
-        |name, is_field| -> Result<Option<Vec<NodeSelectorRequirement>>, Fault> {
-            let items = fields.items(name)?;
-            let all = items
-                .iter()
-                .map(|item| requirement(item, is_field, warnings))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(Some(all).filter(|all| !all.is_empty()))
-        };
+    let mut requirements = |name, is_field| -> Result<Option<Vec<NodeSelectorRequirement>>, Fault> {
+        let items = fields.items(name)?;
+        let all = items
+            .iter()
+            .map(|item| requirement(item, is_field, warnings))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(all).filter(|all| !all.is_empty()))
+    };
     let term = NodeSelectorTerm {
         match_expressions: requirements("matchExpressions", false)?,
         match_fields: requirements("matchFields", true)?,
@@ -40,11 +36,7 @@ fn term(raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<NodeSelectorTerm, Fa
     Ok(term)
 }
 
-fn requirement(
-    raw: &Raw<'_>,
-    is_field: bool,
-    warnings: &mut Vec<Fault>,
-) -> Result<NodeSelectorRequirement, Fault> {
+fn requirement(raw: &Raw<'_>, is_field: bool, warnings: &mut Vec<Fault>) -> Result<NodeSelectorRequirement, Fault> {
     let fields = raw.fields(&["key", "operator", "values"], warnings)?;
     let key = fields.text("key")?;
     let operator = fields.text("operator")?;
@@ -60,13 +52,10 @@ fn requirement(
             ));
         }
         if !matches!(operator.as_str(), "In" | "NotIn") || values.len() != 1 {
-            return Err(
-                raw.fault("a field is matched with operator In or NotIn and exactly one value")
-            );
+            return Err(raw.fault("a field is matched with operator In or NotIn and exactly one value"));
         }
     } else {
-        check_label_key(&key)
-            .map_err(|why| fields.fault("key", format!("illegal label key {key:?}: {why}")))?;
+        check_label_key(&key).map_err(|why| fields.fault("key", format!("illegal label key {key:?}: {why}")))?;
         let wrong = match operator.as_str() {
             "In" | "NotIn" if values.is_empty() => Some("needs at least one value"),
             "Exists" | "DoesNotExist" if !values.is_empty() => Some("takes no values"),
@@ -87,10 +76,7 @@ fn requirement(
 
 /// One Toleration, with the checks of the API server, which would refuse every Job.
 pub(super) fn toleration(raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<Toleration, Fault> {
-    let fields = raw.fields(
-        &["key", "operator", "value", "effect", "tolerationSeconds"],
-        warnings,
-    )?;
+    let fields = raw.fields(&["key", "operator", "value", "effect", "tolerationSeconds"], warnings)?;
     let toleration = Toleration {
         key: fields.non_empty("key")?,
         operator: fields.non_empty("operator")?,
@@ -102,8 +88,7 @@ pub(super) fn toleration(raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<Tol
         },
     };
     if let Some(key) = &toleration.key {
-        check_label_key(key)
-            .map_err(|why| fields.fault("key", format!("illegal taint key {key:?}: {why}")))?;
+        check_label_key(key).map_err(|why| fields.fault("key", format!("illegal taint key {key:?}: {why}")))?;
     } else if toleration.operator.as_deref() != Some("Exists") {
         return Err(fields.fault("operator", "without a key the operator must be Exists"));
     }
@@ -112,23 +97,16 @@ pub(super) fn toleration(raw: &Raw<'_>, warnings: &mut Vec<Fault>) -> Result<Tol
             return Err(fields.fault("value", "operator Exists takes no value"));
         }
         // Lt and Gt exist behind a feature gate since Kubernetes 1.35.
-        Some(operator) => one_of(
-            &fields,
-            "operator",
-            operator,
-            &["Exists", "Equal", "Lt", "Gt"],
-        )?,
+        Some(operator) => one_of(&fields, "operator", operator, &["Exists", "Equal", "Lt", "Gt"])?,
         None => {}
     }
     if let Some(value) = &toleration.value {
-        check_label_value(value)
-            .map_err(|why| fields.fault("value", format!("illegal value {value:?}: {why}")))?;
+        check_label_value(value).map_err(|why| fields.fault("value", format!("illegal value {value:?}: {why}")))?;
     }
     if let Some(effect) = &toleration.effect {
         one_of(&fields, "effect", effect, EFFECTS)?;
     }
-    if toleration.toleration_seconds.is_some() && toleration.effect.as_deref() != Some("NoExecute")
-    {
+    if toleration.toleration_seconds.is_some() && toleration.effect.as_deref() != Some("NoExecute") {
         return Err(fields.fault("tolerationSeconds", "it needs the effect NoExecute"));
     }
     Ok(toleration)
@@ -138,8 +116,5 @@ fn one_of(fields: &Fields<'_>, name: &str, value: &str, legal: &[&str]) -> Resul
     if legal.contains(&value) {
         return Ok(());
     }
-    Err(fields.fault(
-        name,
-        format!("unknown {name} {value:?}: use {}", legal.join(", ")),
-    ))
+    Err(fields.fault(name, format!("unknown {name} {value:?}: use {}", legal.join(", "))))
 }

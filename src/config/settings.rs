@@ -50,11 +50,7 @@ pub(super) enum Lines {
 
 impl Origin {
     fn problem(&self, fault: Fault, class: Option<&str>) -> Problem {
-        let Fault {
-            key,
-            line,
-            mut message,
-        } = fault;
+        let Fault { key, line, mut message } = fault;
         let line = match self.lines {
             Lines::After(before) => before + line,
             Lines::In(at) => {
@@ -128,23 +124,14 @@ pub(super) fn build(source: &str, settings: Vec<Setting>) -> Loaded {
             message: message.to_owned(),
         }
     };
-    if config.classes.is_empty()
-        && loaded
-            .problems
-            .iter()
-            .all(|problem| problem.top_key() != CLASSES)
-    {
-        loaded.warnings.push(about(
-            CLASSES,
-            "no class is configured: no volume will be published",
-        ));
-    }
-    if config.remove_node_not_ready_taint && config.provisioner_not_ready_node_taint_key.is_empty()
-    {
-        let message = "it has no effect unless provisionerNotReadyNodeTaintKey names the taint";
+    if config.classes.is_empty() && loaded.problems.iter().all(|problem| problem.top_key() != CLASSES) {
         loaded
             .warnings
-            .push(about("removeNodeNotReadyTaint", message));
+            .push(about(CLASSES, "no class is configured: no volume will be published"));
+    }
+    if config.remove_node_not_ready_taint && config.provisioner_not_ready_node_taint_key.is_empty() {
+        let message = "it has no effect unless provisionerNotReadyNodeTaintKey names the taint";
+        loaded.warnings.push(about("removeNodeNotReadyTaint", message));
     }
     loaded
 }
@@ -153,9 +140,7 @@ pub(super) fn build(source: &str, settings: Vec<Setting>) -> Loaded {
 fn choose(settings: Vec<Setting>, warnings: &mut Vec<Problem>) -> BTreeMap<&'static str, Setting> {
     let mut chosen: BTreeMap<&'static str, Setting> = BTreeMap::new();
     // What is spelled exactly comes last, so that it wins.
-    let (exact, other): (Vec<_>, Vec<_>) = settings
-        .into_iter()
-        .partition(|s| KEYS.contains(&s.key.as_str()));
+    let (exact, other): (Vec<_>, Vec<_>) = settings.into_iter().partition(|s| KEYS.contains(&s.key.as_str()));
     for setting in other.into_iter().chain(exact) {
         let mut warn = |setting: &Setting, message| {
             let fault = Fault {
@@ -168,19 +153,13 @@ fn choose(settings: Vec<Setting>, warnings: &mut Vec<Problem>) -> BTreeMap<&'sta
                 ..setting.origin.problem(fault, None)
             });
         };
-        let Some(key) = KEYS
-            .iter()
-            .find(|key| key.eq_ignore_ascii_case(&setting.key))
-        else {
+        let Some(key) = KEYS.iter().find(|key| key.eq_ignore_ascii_case(&setting.key)) else {
             warn(&setting, unknown("key", &setting.key, KEYS));
             continue;
         };
         let used = setting.key.clone();
         if let Some(former) = chosen.insert(key, setting) {
-            warn(
-                &former,
-                format!("the key occurs again as {used:?}, which is used"),
-            );
+            warn(&former, format!("the key occurs again as {used:?}, which is used"));
         }
     }
     chosen
@@ -188,11 +167,7 @@ fn choose(settings: Vec<Setting>, warnings: &mut Vec<Problem>) -> BTreeMap<&'sta
 
 fn tree(value: &[u8]) -> Result<yaml::Node, yaml::SyntaxError> {
     let text = std::str::from_utf8(value).map_err(|err| {
-        let line = value[..err.valid_up_to()]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count() as u64
-            + 1;
+        let line = value[..err.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
         yaml::SyntaxError {
             line,
             message: "not UTF-8 text: save the value in that encoding".to_owned(),
@@ -214,11 +189,9 @@ impl Reader<'_> {
 
     fn warnings(&mut self, warnings: Vec<Fault>, class: Option<&str>) {
         let origin = self.origin;
-        self.loaded.warnings.extend(
-            warnings
-                .into_iter()
-                .map(|fault| origin.problem(fault, class)),
-        );
+        self.loaded
+            .warnings
+            .extend(warnings.into_iter().map(|fault| origin.problem(fault, class)));
     }
 
     fn read(&mut self, key: &str, raw: &Raw<'_>) {
@@ -250,9 +223,7 @@ impl Reader<'_> {
             "useNodeNameOnly" => config.use_node_name_only = raw.flag()?,
             "setPVOwnerRef" => config.set_pv_owner_ref = raw.flag()?,
             "removeNodeNotReadyTaint" => config.remove_node_not_ready_taint = raw.flag()?,
-            "provisionerNotReadyNodeTaintKey" => {
-                config.provisioner_not_ready_node_taint_key = taint_key(raw)?
-            }
+            "provisionerNotReadyNodeTaintKey" => config.provisioner_not_ready_node_taint_key = taint_key(raw)?,
             _ => {}
         }
         Ok(())
@@ -267,18 +238,13 @@ impl Reader<'_> {
             let mut warnings = Vec::new();
             match class::read(name, raw, &mut warnings) {
                 Ok(class) => sound.push(class),
-                Err(faults) => faults
-                    .into_iter()
-                    .for_each(|fault| self.problem(fault, Some(name))),
+                Err(faults) => faults.into_iter().for_each(|fault| self.problem(fault, Some(name))),
             }
             self.warnings(warnings, Some(name));
         }
         let (classes, conflicts) = class::admit(sound);
         let place = |name: &str, field: &str, message: String| {
-            let raw = entries
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map_or(raw, |(_, raw)| raw);
+            let raw = entries.iter().find(|(key, _)| *key == name).map_or(raw, |(_, raw)| raw);
             class::fault_of(raw, field, message)
         };
         for conflict in conflicts {
@@ -294,10 +260,7 @@ impl Reader<'_> {
                 outer.host_dir.display(),
                 outer.name
             );
-            self.warnings(
-                vec![place(&inner.name, "hostDir", message)],
-                Some(&inner.name),
-            );
+            self.warnings(vec![place(&inner.name, "hostDir", message)], Some(&inner.name));
         }
         self.loaded.config.classes = classes;
         Ok(())
@@ -305,10 +268,7 @@ impl Reader<'_> {
 
     fn node_labels(&mut self, raw: &Raw<'_>) -> Result<(), Fault> {
         for item in raw.items()? {
-            match item
-                .text()
-                .and_then(|key| label_key(&item, &key).map(|()| key))
-            {
+            match item.text().and_then(|key| label_key(&item, &key).map(|()| key)) {
                 Ok(key) => {
                     let labels = &mut self.loaded.config.node_labels_for_pv;
                     if !labels.contains(&key) {
@@ -326,10 +286,7 @@ impl Reader<'_> {
         for (key, raw) in raw.entries(&mut warnings)? {
             match label_key(&raw, key).and_then(|()| label_value(&raw)) {
                 Ok(value) => {
-                    self.loaded
-                        .config
-                        .labels_for_pv
-                        .insert(key.to_owned(), value);
+                    self.loaded.config.labels_for_pv.insert(key.to_owned(), value);
                 }
                 Err(fault) => self.problem(fault, None),
             }
@@ -362,15 +319,13 @@ fn period(raw: &Raw<'_>) -> Result<std::time::Duration, Fault> {
 fn taint_key(raw: &Raw<'_>) -> Result<String, Fault> {
     let key = raw.text()?;
     if !key.is_empty() {
-        check_label_key(&key)
-            .map_err(|why| raw.fault(format!("{key:?} cannot be the key of a taint: {why}")))?;
+        check_label_key(&key).map_err(|why| raw.fault(format!("{key:?} cannot be the key of a taint: {why}")))?;
     }
     Ok(key)
 }
 
 fn label_key(raw: &Raw<'_>, key: &str) -> Result<(), Fault> {
-    check_label_key(key)
-        .map_err(|why| raw.fault(format!("{key:?} cannot be the key of a label: {why}")))?;
+    check_label_key(key).map_err(|why| raw.fault(format!("{key:?} cannot be the key of a label: {why}")))?;
     if key.starts_with(OWN_LABEL_PREFIX) {
         return Err(raw.fault(format!(
             "labels that start with {OWN_LABEL_PREFIX} belong to the provisioner: remove it"
@@ -381,7 +336,6 @@ fn label_key(raw: &Raw<'_>, key: &str) -> Result<(), Fault> {
 
 fn label_value(raw: &Raw<'_>) -> Result<String, Fault> {
     let value = raw.text()?;
-    check_label_value(&value)
-        .map_err(|why| raw.fault(format!("{value:?} cannot be the value of a label: {why}")))?;
+    check_label_value(&value).map_err(|why| raw.fault(format!("{value:?} cannot be the value of a label: {why}")))?;
     Ok(value)
 }

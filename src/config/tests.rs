@@ -64,10 +64,7 @@ fn nothing_configured_is_the_defaults_and_a_warning() {
 fn all_keys() {
     let config = sound(&[
         ("storageClassMap", FAST),
-        (
-            "nodeLabelsForPV",
-            "- topology.kubernetes.io/zone\n- rack\n- rack\n",
-        ),
+        ("nodeLabelsForPV", "- topology.kubernetes.io/zone\n- rack\n- rack\n"),
         ("labelsForPV", "team: storage\n"),
         ("useAlphaAPI", "false"),
         ("useJobForCleaning", "true"),
@@ -94,8 +91,7 @@ fn all_keys() {
         use_node_name_only: true,
         set_pv_owner_ref: true,
         remove_node_not_ready_taint: true,
-        provisioner_not_ready_node_taint_key:
-            "sig-storage-local-static-provisioner/agent-not-ready".into(),
+        provisioner_not_ready_node_taint_key: "sig-storage-local-static-provisioner/agent-not-ready".into(),
     };
     assert_eq!(config, expected);
     assert_eq!(config.classes.keys().collect::<Vec<_>>(), ["fast"]);
@@ -132,11 +128,7 @@ fn a_broken_key_costs_only_itself() {
         "{}",
         shown[0]
     );
-    assert!(
-        shown[1].starts_with(
-            "dir/minResyncPeriod:1: minResyncPeriod: invalid duration \"5\": the unit"
-        )
-    );
+    assert!(shown[1].starts_with("dir/minResyncPeriod:1: minResyncPeriod: invalid duration \"5\": the unit"));
     assert_eq!(
         shown[2],
         "dir/useJobForCleaning:1: useJobForCleaning: expected true or false, found \"maybe\""
@@ -153,10 +145,7 @@ fn unknown_keys_are_typos_of_something() {
     ]);
     assert!(loaded.problems.is_empty());
     let warnings = shown(&loaded.warnings);
-    assert!(
-        warnings[0]
-            .starts_with("dir/README: README: unknown key, ignored; known are storageClassMap, ")
-    );
+    assert!(warnings[0].starts_with("dir/README: README: unknown key, ignored; known are storageClassMap, "));
     assert_eq!(
         warnings[1],
         "dir/nodeLabels: nodeLabels: unknown key, ignored: did you mean nodeLabelsForPV?"
@@ -223,10 +212,7 @@ fn tolerations() {
     for (bad, key) in [
         ("- {key: a, operator: Like}", "jobTolerations[0].operator"),
         ("- {value: a}", "jobTolerations[0].operator"),
-        (
-            "- {key: a, operator: Exists, value: b}",
-            "jobTolerations[0].value",
-        ),
+        ("- {key: a, operator: Exists, value: b}", "jobTolerations[0].value"),
         ("- {key: a, value: a b}", "jobTolerations[0].value"),
         ("- {key: a b}", "jobTolerations[0].key"),
         ("- {key: a, effect: Never}", "jobTolerations[0].effect"),
@@ -246,11 +232,7 @@ fn tolerations() {
     ] {
         let loaded = load(&[("jobTolerations", bad)]);
         assert_eq!(
-            loaded
-                .problems
-                .iter()
-                .map(|p| p.key.as_str())
-                .collect::<Vec<_>>(),
+            loaded.problems.iter().map(|p| p.key.as_str()).collect::<Vec<_>>(),
             [key],
             "{bad}"
         );

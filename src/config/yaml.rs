@@ -87,9 +87,7 @@ impl Node {
                 cost: s.text.len(),
                 depth: 0,
             },
-            Value::List(items) => items
-                .iter()
-                .fold(Size::default(), |sum, item| sum.beside(item.size())),
+            Value::List(items) => items.iter().fold(Size::default(), |sum, item| sum.beside(item.size())),
             Value::Map(entries) => entries.iter().fold(Size::default(), |sum, entry| {
                 sum.beside(Size {
                     cost: entry.key.len() + NODE_COST,
@@ -152,10 +150,7 @@ struct Open {
 
 enum OpenKind {
     List(Vec<Node>),
-    Map {
-        entries: Vec<Entry>,
-        key: Option<Key>,
-    },
+    Map { entries: Vec<Entry>, key: Option<Key> },
 }
 
 /// A key whose value has not come yet.
@@ -194,9 +189,7 @@ impl Builder {
                     anchor,
                 )?;
             }
-            Event::SequenceStart(_, anchor, _) => {
-                self.start(line, anchor, OpenKind::List(Vec::new()))?
-            }
+            Event::SequenceStart(_, anchor, _) => self.start(line, anchor, OpenKind::List(Vec::new()))?,
             Event::MappingStart(_, anchor, _) => {
                 self.start(
                     line,
@@ -213,13 +206,7 @@ impl Builder {
                         OpenKind::List(items) => Value::List(items),
                         OpenKind::Map { entries, .. } => Value::Map(entries),
                     };
-                    self.finish(
-                        Node {
-                            line: open.line,
-                            value,
-                        },
-                        open.anchor,
-                    )?;
+                    self.finish(Node { line: open.line, value }, open.anchor)?;
                 }
             }
             Event::Alias(id) => self.alias(id, line)?,
@@ -344,10 +331,7 @@ fn merge(entries: &mut Vec<Entry>, node: Node) -> Result<(), SyntaxError> {
         let Value::Map(merged) = source.value else {
             return Err(error(source.line, "`<<` takes maps only"));
         };
-        entries.extend(merged.into_iter().map(|entry| Entry {
-            merged: true,
-            ..entry
-        }));
+        entries.extend(merged.into_iter().map(|entry| Entry { merged: true, ..entry }));
     }
     Ok(())
 }
@@ -366,21 +350,16 @@ fn syntax_error(err: &ScanError) -> SyntaxError {
         // The parser looks ahead, and meets its own limit before an event has told of the depth.
         ErrorKind::RecursionLimitExceeded => return too_deep(line),
         // `namePattern: *` and `namePattern: [a-c]*`.
-        ErrorKind::UnknownAnchor
-        | ErrorKind::MissingAnchorOrAliasName
-        | ErrorKind::UnexpectedCharacter { .. } => "; quote a text with special characters",
-        ErrorKind::MappingValueNotAllowed
-        | ErrorKind::SimpleKeyExpected
-        | ErrorKind::ExpectedBlockMappingKey => {
+        ErrorKind::UnknownAnchor | ErrorKind::MissingAnchorOrAliasName | ErrorKind::UnexpectedCharacter { .. } => {
+            "; quote a text with special characters"
+        }
+        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::ExpectedBlockMappingKey => {
             "; check the indentation, and that a space follows each colon"
         }
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => "; indent with spaces",
         _ => "",
     };
-    error(
-        line,
-        &format!("not valid YAML (column {column}): {}{hint}", err.info()),
-    )
+    error(line, &format!("not valid YAML (column {column}): {}{hint}", err.info()))
 }
 
 fn too_large(line: u64) -> SyntaxError {

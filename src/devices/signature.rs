@@ -81,8 +81,7 @@ impl Window<'_> {
 fn lvm(window: &Window<'_>) -> io::Result<bool> {
     for sector in 0..4 {
         let label = window.bytes(sector * SECTOR, 32)?;
-        if label.is_some_and(|label| label.starts_with(b"LABELONE") && label.ends_with(b"LVM2 001"))
-        {
+        if label.is_some_and(|label| label.starts_with(b"LABELONE") && label.ends_with(b"LVM2 001")) {
             return Ok(true);
         }
     }
@@ -157,9 +156,7 @@ fn zfs(window: &Window<'_>) -> io::Result<bool> {
         };
         found += ring
             .chunks_exact(UBERBLOCK)
-            .filter(|slot| {
-                slot.starts_with(&MAGIC.to_le_bytes()) || slot.starts_with(&MAGIC.to_be_bytes())
-            })
+            .filter(|slot| slot.starts_with(&MAGIC.to_le_bytes()) || slot.starts_with(&MAGIC.to_be_bytes()))
             .count();
         if found >= ENOUGH {
             return Ok(true);
@@ -203,17 +200,11 @@ mod tests {
     fn lvm_labels_in_the_first_four_sectors() {
         for sector in 0..4 {
             assert_eq!(
-                found(&[
-                    (sector * 512, b"LABELONE"),
-                    (sector * 512 + 24, b"LVM2 001")
-                ]),
+                found(&[(sector * 512, b"LABELONE"), (sector * 512 + 24, b"LVM2 001")]),
                 Some("an LVM2 physical volume")
             );
         }
-        assert_eq!(
-            found(&[(4 * 512, b"LABELONE"), (4 * 512 + 24, b"LVM2 001")]),
-            None
-        );
+        assert_eq!(found(&[(4 * 512, b"LABELONE"), (4 * 512 + 24, b"LVM2 001")]), None);
         assert_eq!(found(&[(512, b"LABELONE")]), None);
     }
 
@@ -230,11 +221,7 @@ mod tests {
         assert_eq!(found(&[(old, big)]), member);
         assert_eq!(found(&[(0, big)]), None, "version 1 is little-endian");
         assert_eq!(found(&[(8192, little)]), None);
-        assert_eq!(
-            found(&[(4096, &little[..4])]),
-            None,
-            "of another major version"
-        );
+        assert_eq!(found(&[(4096, &little[..4])]), None, "of another major version");
     }
 
     #[test]
@@ -259,16 +246,11 @@ mod tests {
         let ring = |label: usize, slot: usize| label + (128 << 10) + slot * 1024;
         let end = SIZE & !((256 << 10) - 1);
         let labels = [0, 256 << 10, end - (512 << 10), end - (256 << 10)];
-        let one_each: Vec<(usize, &[u8])> = labels
-            .iter()
-            .map(|label| (ring(*label, 7), &magic[..]))
-            .collect();
+        let one_each: Vec<(usize, &[u8])> = labels.iter().map(|label| (ring(*label, 7), &magic[..])).collect();
         assert_eq!(found(&one_each), Some("a ZFS pool member"));
         assert_eq!(found(&one_each[..3]), None);
         let swapped = 0x00ba_b10c_u64.to_be_bytes();
-        let last: Vec<(usize, &[u8])> = (0..4)
-            .map(|slot| (ring(labels[3], slot * 4), &swapped[..]))
-            .collect();
+        let last: Vec<(usize, &[u8])> = (0..4).map(|slot| (ring(labels[3], slot * 4), &swapped[..])).collect();
         assert_eq!(found(&last), Some("a ZFS pool member"));
     }
 
@@ -276,11 +258,7 @@ mod tests {
     fn nothing_on_blank_and_on_tiny_devices() {
         assert_eq!(found(&[]), None);
         for size in [0, 1, 511, 512, 4096, 70_000, 1 << 20] {
-            assert_eq!(
-                member_of(&vec![0; size], size as u64).unwrap(),
-                None,
-                "{size}"
-            );
+            assert_eq!(member_of(&vec![0; size], size as u64).unwrap(), None, "{size}");
         }
     }
 

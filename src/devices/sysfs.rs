@@ -36,8 +36,7 @@ impl Block {
     /// ENOENT if /sys does not know it.
     pub fn find(sysfs: &Path, rdev: u64) -> io::Result<Self> {
         let sysfs = fs::canonicalize(sysfs)?;
-        let dir =
-            fs::canonicalize(sysfs.join(format!("dev/block/{}:{}", major(rdev), minor(rdev))))?;
+        let dir = fs::canonicalize(sysfs.join(format!("dev/block/{}:{}", major(rdev), minor(rdev))))?;
         let number = read(&dir.join("partition")).and_then(|text| text.parse().ok());
         let disk = match (number, dir.parent()) {
             (Some(_), Some(parent)) => parent.to_path_buf(),
@@ -90,10 +89,7 @@ impl Block {
     /// Size in bytes; /sys counts in 512 bytes whatever the device's blocks are.
     #[must_use]
     pub fn size_bytes(&self) -> Option<u64> {
-        self.attribute("size")?
-            .parse::<u64>()
-            .ok()?
-            .checked_mul(512)
+        self.attribute("size")?.parse::<u64>().ok()?.checked_mul(512)
     }
 
     /// First byte of a partition, in sectors of 512 bytes.
@@ -163,9 +159,8 @@ impl Block {
     pub fn is_ram(&self) -> bool {
         let name = self.disk_name();
         ["ram", "zram"].iter().any(|prefix| {
-            name.strip_prefix(prefix).is_some_and(|rest| {
-                !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit())
-            })
+            name.strip_prefix(prefix)
+                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
         })
     }
 
@@ -256,10 +251,7 @@ fn squeeze(text: &str) -> String {
 
 /// The kernel writes a slash in a device's name as an exclamation mark.
 fn name_of(dir: &Path) -> String {
-    dir.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .replace('!', "/")
+    dir.file_name().unwrap_or_default().to_string_lossy().replace('!', "/")
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -287,9 +279,7 @@ fn device_number(dir: &Path) -> Option<u64> {
 
 fn children(dir: &Path) -> Vec<OsString> {
     let entries = fs::read_dir(dir).into_iter().flatten();
-    entries
-        .filter_map(|entry| Some(entry.ok()?.file_name()))
-        .collect()
+    entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect()
 }
 
 /// The loop devices that something is attached to, by name, with the path that the kernel shows for it.

@@ -108,10 +108,7 @@ fn a_partition_has_its_disks_and_its_own() {
         "device boot=b diskseq=4 partition=2 start=206848 wwn=naa.5002538e40a1b2c3"
     );
     let block = tree.block(makedev(8, 1));
-    assert_eq!(
-        (block.name().as_str(), block.disk_name().as_str()),
-        ("sda1", "sda")
-    );
+    assert_eq!((block.name().as_str(), block.disk_name().as_str()), ("sda1", "sda"));
     assert_eq!(block.disk_rdev(), Some(makedev(8, 0)));
 }
 
@@ -138,51 +135,33 @@ fn an_nvme_namespace() {
         (&format!("{disk}/dev"), "259:0\n"),
         (&format!("{disk}/wwid"), "eui.0025385b71b0a1c2\n"),
     ]);
-    assert_eq!(
-        tree.id_text(makedev(259, 0)),
-        "device boot=b wwn=eui.0025385b71b0a1c2"
-    );
+    assert_eq!(tree.id_text(makedev(259, 0)), "device boot=b wwn=eui.0025385b71b0a1c2");
     // One of a controller that tells no more than its serial number: its namespaces differ by their numbers.
     let tree = Tree::new(&[
         (&format!("{disk}/dev"), "259:0\n"),
-        (
-            &format!("{disk}/nguid"),
-            "00000000-0000-0000-0000-000000000000\n",
-        ),
+        (&format!("{disk}/nguid"), "00000000-0000-0000-0000-000000000000\n"),
         (&format!("{disk}/nsid"), "2\n"),
         (
             "devices/pci0000:00/0000:00:1d.0/nvme/nvme0/serial",
             "S4EV NX0M  12   \n",
         ),
     ]);
-    tree.link(
-        &format!("{disk}/device"),
-        "devices/pci0000:00/0000:00:1d.0/nvme/nvme0",
-    );
-    assert_eq!(
-        tree.id_text(makedev(259, 0)),
-        "device boot=b serial=S4EV_NX0M_12.2"
-    );
+    tree.link(&format!("{disk}/device"), "devices/pci0000:00/0000:00:1d.0/nvme/nvme0");
+    assert_eq!(tree.id_text(makedev(259, 0)), "device boot=b serial=S4EV_NX0M_12.2");
 }
 
 #[test]
 fn a_virtio_disk_with_and_without_a_serial_number() {
     let device = "devices/pci0000:00/0000:00:05.0/virtio2";
     let disk = format!("{device}/block/vdb");
-    let tree = Tree::new(&[
-        (&format!("{disk}/dev"), "254:16\n"),
-        (&format!("{disk}/serial"), "\n"),
-    ]);
+    let tree = Tree::new(&[(&format!("{disk}/dev"), "254:16\n"), (&format!("{disk}/serial"), "\n")]);
     tree.link(&format!("{disk}/device"), device);
     assert_eq!(
         tree.id_text(makedev(254, 16)),
         "device boot=b bus=/devices/pci0000:00/0000:00:05.0"
     );
     tree.add(&format!("{disk}/serial"), "vol-0123456789\n");
-    assert_eq!(
-        tree.id_text(makedev(254, 16)),
-        "device boot=b serial=vol-0123456789"
-    );
+    assert_eq!(tree.id_text(makedev(254, 16)), "device boot=b serial=vol-0123456789");
 }
 
 #[test]
@@ -193,19 +172,10 @@ fn a_scsi_disk_without_a_wwn() {
         tree.id_text(makedev(8, 0)),
         "device boot=b bus=/devices/pci0000:00/0000:00:1f.2/0:0:0 diskseq=4"
     );
-    tree.add(
-        &format!("{SCSI}/vpd_pg80"),
-        "\0\x00\0\x09  WD-1234 and more",
-    );
-    assert_eq!(
-        tree.id_text(makedev(8, 0)),
-        "device boot=b diskseq=4 serial=WD-1234"
-    );
+    tree.add(&format!("{SCSI}/vpd_pg80"), "\0\x00\0\x09  WD-1234 and more");
+    assert_eq!(tree.id_text(makedev(8, 0)), "device boot=b diskseq=4 serial=WD-1234");
     // Vendors pad the fields of a T10 identifier with blanks.
-    tree.add(
-        &format!("{SCSI}/wwid"),
-        "t10.ATA     QEMU HARDDISK   QM00001 \n",
-    );
+    tree.add(&format!("{SCSI}/wwid"), "t10.ATA     QEMU HARDDISK   QM00001 \n");
     assert_eq!(
         tree.id_text(makedev(8, 0)),
         "device boot=b diskseq=4 wwn=t10.ATA_QEMU_HARDDISK_QM00001"
@@ -220,10 +190,7 @@ fn device_mapper_and_md_have_a_uuid_or_are_refused() {
         (&format!("{disk}/dm/name"), "vg-lv\n"),
     ]);
     let error = tree.id(makedev(253, 3)).unwrap_err();
-    assert!(
-        error.contains("dm-3") && error.contains("no UUID"),
-        "{error}"
-    );
+    assert!(error.contains("dm-3") && error.contains("no UUID"), "{error}");
     tree.add(&format!("{disk}/dm/uuid"), "LVM-abcdef\n");
     assert_eq!(tree.id_text(makedev(253, 3)), "device boot=b dm=LVM-abcdef");
 
@@ -234,10 +201,7 @@ fn device_mapper_and_md_have_a_uuid_or_are_refused() {
     ]);
     assert!(tree.id(makedev(9, 127)).unwrap_err().contains("md127"));
     tree.add(&format!("{disk}/md/uuid"), "3aaa0122-29827cfa\n");
-    assert_eq!(
-        tree.id_text(makedev(9, 127)),
-        "device boot=b md=3aaa0122-29827cfa"
-    );
+    assert_eq!(tree.id_text(makedev(9, 127)), "device boot=b md=3aaa0122-29827cfa");
 }
 
 #[test]
@@ -252,10 +216,7 @@ fn ram_disks_are_volatile_and_what_has_nothing_is_refused() {
         (IdKind::Volatile, "volatile boot=b ram=zram0")
     );
     let error = tree.id(makedev(43, 0)).unwrap_err();
-    assert!(
-        error.contains("nbd0") && error.contains("neither a WWN"),
-        "{error}"
-    );
+    assert!(error.contains("nbd0") && error.contains("neither a WWN"), "{error}");
     assert!(Block::find(tree.0.path(), makedev(1, 1)).is_err());
 }
 
@@ -275,19 +236,12 @@ fn a_loop_device_is_its_backing_file() {
     let disk = "devices/virtual/block/loop7";
     let tree = Tree::new(&[
         (&format!("{disk}/dev"), "7:7\n"),
-        (
-            &format!("{disk}/loop/backing_file"),
-            "/disks/a b.img (deleted)\n",
-        ),
+        (&format!("{disk}/loop/backing_file"), "/disks/a b.img (deleted)\n"),
         (&format!("{disk}/diskseq"), "21\n"),
     ]);
     let block = tree.block(makedev(7, 7));
     assert!(block.is_loop());
-    let id = |status: &sys::LoopStatus| {
-        read::device_of(&block, Some(status), "b")
-            .unwrap()
-            .to_string()
-    };
+    let id = |status: &sys::LoopStatus| read::device_of(&block, Some(status), "b").unwrap().to_string();
     assert_eq!(
         id(&status(0, 55, 512)),
         "device boot=b diskseq=21 loop-device=8:1 loop-inode=55 loop-offset=512 loop-path=/disks/a%20b.img"
@@ -310,9 +264,7 @@ fn a_loop_device_is_its_backing_file() {
 fn users_are_named() {
     let tree = sata();
     tree.add(&format!("{SCSI}/block/sda/sda2/holders/dm-0/uevent"), "");
-    let mounts = mounts::parse(
-        b"1 0 8:1 / /boot rw - ext4 /dev/sda1 rw\n2 0 8:17 / /other rw - ext4 /dev/sdb1 rw\n",
-    );
+    let mounts = mounts::parse(b"1 0 8:1 / /boot rw - ext4 /dev/sda1 rw\n2 0 8:17 / /other rw - ext4 /dev/sdb1 rw\n");
     let attached = |name: &str, path: &str, rdev| AttachedLoop {
         name: name.into(),
         backing: path.into(),
@@ -343,19 +295,13 @@ fn users_are_named() {
         ]
     );
     assert_eq!(users(1), ["sda1 is mounted at \"/boot\"", whole, unknown]);
-    assert_eq!(
-        users(2),
-        ["sda2 is part of dm-0", "sda2 is swap space", whole, unknown]
-    );
+    assert_eq!(users(2), ["sda2 is part of dm-0", "sda2 is swap space", whole, unknown]);
 }
 
 #[test]
 fn swaps_are_parsed() {
     let text = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/sda2                               partition\t4194300\t0\t-2\n/a\\040b   file\t1\t0\t-3\n";
-    assert_eq!(
-        parse_swaps(text),
-        [Path::new("/dev/sda2"), Path::new("/a b")]
-    );
+    assert_eq!(parse_swaps(text), [Path::new("/dev/sda2"), Path::new("/a b")]);
     assert!(parse_swaps(b"").is_empty());
 }
 
@@ -365,10 +311,7 @@ fn what_is_no_block_device_is_never_opened() {
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).unwrap();
     // Opening the FIFO would block for ever, or with O_NONBLOCK succeed.
-    assert!(matches!(
-        claim_exclusive(&fifo),
-        Err(DeviceError::NotABlockDevice)
-    ));
+    assert!(matches!(claim_exclusive(&fifo), Err(DeviceError::NotABlockDevice)));
     assert!(matches!(
         claim_exclusive(Path::new("/dev/null")),
         Err(DeviceError::NotABlockDevice)

@@ -34,9 +34,7 @@ impl AttachedLoop {
                 .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
                 .open(dev.join(name))
                 .ok()?;
-            sys::loop_status(node.as_fd())
-                .ok()
-                .map(|status| status.rdev)
+            sys::loop_status(node.as_fd()).ok().map(|status| status.rdev)
         };
         let by_path = || {
             let metadata = fs::metadata(backing).ok()?;
@@ -129,17 +127,11 @@ pub fn of(block: &Block, around: &Surroundings) -> Vec<String> {
             users.push(format!("{what} is swap space"));
         }
     }
-    let numbers: Vec<u64> = pieces
-        .iter()
-        .map(|piece| piece.rdev)
-        .chain(block.disk_rdev())
-        .collect();
+    let numbers: Vec<u64> = pieces.iter().map(|piece| piece.rdev).chain(block.disk_rdev()).collect();
     for attached in &around.loops {
         let (name, path) = (&attached.name, &attached.backing);
         match attached.rdev {
-            Some(rdev) if numbers.contains(&rdev) => {
-                users.push(format!("{name} is attached to it as {path:?}"))
-            }
+            Some(rdev) if numbers.contains(&rdev) => users.push(format!("{name} is attached to it as {path:?}")),
             None if attached.suspicious() => {
                 users.push(format!(
                     "{name}, attached to {path:?}, may sit on it and cannot be asked"

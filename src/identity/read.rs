@@ -21,12 +21,7 @@ use crate::sys;
 ///
 /// # Errors
 /// What the filesystem cannot be told by, or the system call that failed, in words for the operator.
-pub fn filesystem(
-    fd: BorrowedFd<'_>,
-    mount: &Mount,
-    boot_id: &str,
-    sysfs: &Path,
-) -> Result<VolumeId> {
+pub fn filesystem(fd: BorrowedFd<'_>, mount: &Mount, boot_id: &str, sysfs: &Path) -> Result<VolumeId> {
     let directory = sys::status(fd).context("statx")?;
     let bound = mount.root != Path::new("/");
     if is_volatile(&mount.fs_type) {
@@ -68,10 +63,7 @@ fn volatile(fd: BorrowedFd<'_>, mount: &Mount, boot_id: &str, bound: bool) -> Re
             }
         }
         None => {
-            let id = id.with(
-                part::DEVICE,
-                format!("{}:{}", major(mount.dev), minor(mount.dev)),
-            );
+            let id = id.with(part::DEVICE, format!("{}:{}", major(mount.dev), minor(mount.dev)));
             with_directory(id, fd, mount, &status)
         }
     }
@@ -79,12 +71,7 @@ fn volatile(fd: BorrowedFd<'_>, mount: &Mount, boot_id: &str, bound: bool) -> Re
 
 /// Adds which directory of the filesystem it is. One that was deleted and made again is another, even with the same
 /// path and inode number (ext4 gives a new directory the number of the last one deleted).
-fn with_directory(
-    id: VolumeId,
-    fd: BorrowedFd<'_>,
-    mount: &Mount,
-    status: &sys::Status,
-) -> Result<VolumeId> {
+fn with_directory(id: VolumeId, fd: BorrowedFd<'_>, mount: &Mount, status: &sys::Status) -> Result<VolumeId> {
     let mut id = id
         .with(part::SUBTREE, path_text(&mount.root))
         .with(part::INODE, status.inode.to_string());
@@ -97,11 +84,7 @@ fn with_directory(
             format!("{:x}-{}", handle.kind, hexadecimal(&handle.bytes)),
         )),
         // Not by this filesystem, or a seccomp profile is in the way.
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM)
-            if status.birth_nanoseconds.is_some() =>
-        {
-            Ok(id)
-        }
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) if status.birth_nanoseconds.is_some() => Ok(id),
         Err(errno) => bail!(
             "{} gives no file handle ({errno}) and no birth time, so a directory that was made again cannot be told from the one before; mount a whole filesystem instead of a directory of one",
             mount.fs_type
@@ -175,11 +158,7 @@ pub fn device(fd: BorrowedFd<'_>, rdev: u64, sysfs: &Path, boot_id: &str) -> Res
 }
 
 /// The identity of a device from what was read of it.
-pub(crate) fn device_of(
-    block: &Block,
-    attached: Option<&sys::LoopStatus>,
-    boot_id: &str,
-) -> Result<VolumeId> {
+pub(crate) fn device_of(block: &Block, attached: Option<&sys::LoopStatus>, boot_id: &str) -> Result<VolumeId> {
     let kind = if block.is_ram() {
         IdKind::Volatile
     } else {
@@ -227,9 +206,7 @@ fn disk_keys(block: &Block, attached: Option<&sys::LoopStatus>) -> Result<Vec<Di
     if block.is_ram() {
         return Ok(vec![(part::RAM, name)]);
     }
-    let key = block
-        .hardware_key()
-        .or_else(|| Some((part::BUS, block.attachment()?)));
+    let key = block.hardware_key().or_else(|| Some((part::BUS, block.attachment()?)));
     Ok(vec![key.with_context(|| {
         format!("device {name} has neither a WWN nor a serial number nor a place on a bus, so it cannot be told from another one")
     })?])
@@ -239,19 +216,12 @@ fn disk_keys(block: &Block, attached: Option<&sys::LoopStatus>) -> Result<Vec<Di
 fn loop_keys(block: &Block, attached: &sys::LoopStatus) -> Vec<DiskKey> {
     // A block device that backs a loop device is itself, whatever filesystem its node is in and whatever its path.
     let (device, inode, path) = if attached.rdev == 0 {
-        (
-            attached.dev,
-            attached.inode.to_string(),
-            block.loop_backing_path(),
-        )
+        (attached.dev, attached.inode.to_string(), block.loop_backing_path())
     } else {
         (attached.rdev, "device".to_owned(), None)
     };
     let mut keys = vec![
-        (
-            part::LOOP_DEVICE,
-            format!("{}:{}", major(device), minor(device)),
-        ),
+        (part::LOOP_DEVICE, format!("{}:{}", major(device), minor(device))),
         (part::LOOP_INODE, inode),
         (part::LOOP_OFFSET, attached.offset_bytes.to_string()),
     ];
@@ -294,9 +264,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 /// it collides with its disk and not with its siblings.
 pub(crate) fn storage_keys(block: &Block, attached: Option<&sys::LoopStatus>) -> Vec<String> {
     let mut keys = vec![number_key(block.rdev)];
-    let disk = disk_keys(block, attached)
-        .ok()
-        .and_then(|keys| whole_disk_key(&keys));
+    let disk = disk_keys(block, attached).ok().and_then(|keys| whole_disk_key(&keys));
     let key_of = |piece: &Block| {
         let disk = disk.as_ref()?;
         match piece.partition {

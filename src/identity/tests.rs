@@ -49,37 +49,17 @@ fn the_same_storage_and_other_storage() {
         ("filesystem uuid=a", "filesystem uuid=b", Different),
         ("filesystem uuid=a", "filesystem", Different),
         ("filesystem", "filesystem", Different),
-        (
-            "device boot=1 diskseq=4",
-            "device boot=1 diskseq=4",
-            Different,
-        ),
+        ("device boot=1 diskseq=4", "device boot=1 diskseq=4", Different),
         ("filesystem uuid=a", "device uuid=a", Different),
         ("filesystem uuid=a", "volatile uuid=a boot=1", Different),
         // A cloned disk; a WWN that nobody could tell at first; one that nobody can tell any more.
-        (
-            "filesystem uuid=a wwn=1",
-            "filesystem uuid=a wwn=2",
-            Different,
-        ),
+        ("filesystem uuid=a wwn=1", "filesystem uuid=a wwn=2", Different),
         ("filesystem uuid=a", "filesystem uuid=a wwn=2", Same),
         ("filesystem uuid=a wwn=1", "filesystem uuid=a", Different),
-        (
-            "filesystem uuid=a wwn=1",
-            "filesystem uuid=a serial=1",
-            Different,
-        ),
+        ("filesystem uuid=a wwn=1", "filesystem uuid=a serial=1", Different),
         // Bind mounts.
-        (
-            "filesystem uuid=a",
-            "filesystem uuid=a subtree=/x handle=1",
-            Different,
-        ),
-        (
-            "filesystem uuid=a subtree=/x handle=1",
-            "filesystem uuid=a",
-            Different,
-        ),
+        ("filesystem uuid=a", "filesystem uuid=a subtree=/x handle=1", Different),
+        ("filesystem uuid=a subtree=/x handle=1", "filesystem uuid=a", Different),
         (
             "filesystem uuid=a subtree=/x handle=1",
             "filesystem uuid=a subtree=/y handle=1",
@@ -127,54 +107,22 @@ fn the_same_storage_and_other_storage() {
         ),
         // Volatile storage.
         ("volatile uuid=a boot=1", "volatile uuid=a boot=1", Same),
-        (
-            "volatile uuid=a boot=1",
-            "volatile uuid=b boot=1",
-            Different,
-        ),
-        (
-            "volatile uuid=a boot=1",
-            "volatile uuid=b boot=2",
-            LostWithReboot,
-        ),
-        (
-            "volatile uuid=a boot=1",
-            "volatile uuid=a boot=2",
-            LostWithReboot,
-        ),
-        (
-            "volatile uuid=a boot=1",
-            "filesystem uuid=b boot=2",
-            LostWithReboot,
-        ),
-        (
-            "volatile uuid=a boot=1",
-            "device wwn=b boot=2",
-            LostWithReboot,
-        ),
-        (
-            "volatile uuid=a boot=1",
-            "filesystem uuid=b boot=1",
-            Different,
-        ),
+        ("volatile uuid=a boot=1", "volatile uuid=b boot=1", Different),
+        ("volatile uuid=a boot=1", "volatile uuid=b boot=2", LostWithReboot),
+        ("volatile uuid=a boot=1", "volatile uuid=a boot=2", LostWithReboot),
+        ("volatile uuid=a boot=1", "filesystem uuid=b boot=2", LostWithReboot),
+        ("volatile uuid=a boot=1", "device wwn=b boot=2", LostWithReboot),
+        ("volatile uuid=a boot=1", "filesystem uuid=b boot=1", Different),
         ("volatile uuid=a boot=1", "filesystem uuid=b", Different),
         ("filesystem uuid=a boot=1", "filesystem uuid=a boot=2", Same),
         // Disks.
-        (
-            "device wwn=a boot=1 diskseq=3",
-            "device wwn=a boot=1 diskseq=3",
-            Same,
-        ),
+        ("device wwn=a boot=1 diskseq=3", "device wwn=a boot=1 diskseq=3", Same),
         (
             "device wwn=a boot=1 diskseq=3",
             "device wwn=a boot=1 diskseq=4",
             Different,
         ),
-        (
-            "device wwn=a boot=1 diskseq=3",
-            "device wwn=a boot=2 diskseq=4",
-            Same,
-        ),
+        ("device wwn=a boot=1 diskseq=3", "device wwn=a boot=2 diskseq=4", Same),
         (
             "device wwn=a boot=1 diskseq=3",
             "device wwn=b boot=2 diskseq=3",
@@ -184,16 +132,8 @@ fn the_same_storage_and_other_storage() {
         ("device bus=a", "device serial=s bus=a", Same),
         ("device serial=s", "device bus=a", Different),
         // Partitions.
-        (
-            "device wwn=a",
-            "device wwn=a partition=1 start=2048",
-            Different,
-        ),
-        (
-            "device wwn=a partition=1 start=2048",
-            "device wwn=a",
-            Different,
-        ),
+        ("device wwn=a", "device wwn=a partition=1 start=2048", Different),
+        ("device wwn=a partition=1 start=2048", "device wwn=a", Different),
         (
             "device wwn=a partition=1 start=2048",
             "device wwn=a partition=1 start=4096",
@@ -250,11 +190,7 @@ fn the_same_storage_and_other_storage() {
         ("filesystem uuid=a", "filesystem uuid=a future=1", Different),
     ];
     for (noted, now, expected) in cases {
-        assert_eq!(
-            id(noted).compare(&id(now)),
-            expected,
-            "noted {noted}, now {now}"
-        );
+        assert_eq!(id(noted).compare(&id(now)), expected, "noted {noted}, now {now}");
     }
 }
 
@@ -284,11 +220,7 @@ fn only_volatile_storage_is_lost_with_a_reboot() {
 }
 
 fn any_id() -> impl Strategy<Value = VolumeId> {
-    let kind = prop_oneof![
-        Just(IdKind::Filesystem),
-        Just(IdKind::Volatile),
-        Just(IdKind::Device)
-    ];
+    let kind = prop_oneof![Just(IdKind::Filesystem), Just(IdKind::Volatile), Just(IdKind::Device)];
     (
         kind,
         proptest::collection::btree_map("\\PC{1,8}|[a-z=% -]{1,8}", any::<String>(), 0..5),

@@ -13,9 +13,7 @@ fn line(text: &str) -> Mount {
 
 #[test]
 fn a_line_of_the_manual_page() {
-    let mount = line(
-        "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n",
-    );
+    let mount = line("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n");
     assert_eq!(
         mount,
         Mount {
@@ -36,11 +34,7 @@ fn a_line_of_the_manual_page() {
 fn read_only_is_told_for_the_mount_and_for_the_filesystem() {
     let of = |text| {
         let mount = line(text);
-        (
-            mount.mount_read_only,
-            mount.filesystem_read_only,
-            mount.read_only(),
-        )
+        (mount.mount_read_only, mount.filesystem_read_only, mount.read_only())
     };
     assert_eq!(
         of("1 2 0:3 / /a rw,noatime - tmpfs tmpfs rw,size=4k"),
@@ -50,10 +44,7 @@ fn read_only_is_told_for_the_mount_and_for_the_filesystem() {
         of("1 2 0:3 / /a ro,noatime - tmpfs tmpfs rw,size=4k"),
         (true, false, true)
     );
-    assert_eq!(
-        of("1 2 0:3 / /a rw - tmpfs tmpfs size=4k,ro"),
-        (false, true, true)
-    );
+    assert_eq!(of("1 2 0:3 / /a rw - tmpfs tmpfs size=4k,ro"), (false, true, true));
     assert_eq!(
         of("1 2 0:3 / /a rw,errors=remount-ro - tmpfs tmpfs rw,errors=remount-ro"),
         (false, false, false)
@@ -89,18 +80,12 @@ fn escapes_become_bytes_again() {
 
 #[test]
 fn what_is_not_understood_is_skipped_and_counted() {
-    let text = b"garbage\n1 2 0:3 / /a rw - tmpfs tmpfs rw\n1 2 x:3 / /a rw - tmpfs tmpfs rw\n9 2 0:3 / /a rw tmpfs\n\n\
+    let text =
+        b"garbage\n1 2 0:3 / /a rw - tmpfs tmpfs rw\n1 2 x:3 / /a rw - tmpfs tmpfs rw\n9 2 0:3 / /a rw tmpfs\n\n\
         4 2 0:3 / /b rw - tmpfs  rw\n5 2 0:3  /b rw - tmpfs none rw\n";
     let (mounts, skipped) = parse_counting(text);
-    let points: Vec<_> = mounts
-        .iter()
-        .map(|mount| mount.mount_point.to_str().unwrap())
-        .collect();
-    assert_eq!(
-        points,
-        ["/a", "/b"],
-        "an empty source is legal, an empty root is not"
-    );
+    let points: Vec<_> = mounts.iter().map(|mount| mount.mount_point.to_str().unwrap()).collect();
+    assert_eq!(points, ["/a", "/b"], "an empty source is legal, an empty root is not");
     assert_eq!(skipped, 4);
 }
 
@@ -113,10 +98,7 @@ fn a_deleted_source_is_recognised() {
 
 #[test]
 fn large_device_numbers_are_those_of_stat() {
-    assert_eq!(
-        line("1 2 259:70000 / /a rw - ext4 x rw").dev,
-        makedev(259, 70_000)
-    );
+    assert_eq!(line("1 2 259:70000 / /a rw - ext4 x rw").dev, makedev(259, 70_000));
 }
 
 #[test]
@@ -136,12 +118,7 @@ fn pod_mounts_are_found_wherever_kubelet_keeps_its_pods() {
         .map(|m| (m.pod_uid, m.pv, m.dev, m.subtree))
         .collect();
     let expected = |uid: &str, pv: &str, minor, subtree: &str| {
-        (
-            uid.to_owned(),
-            pv.to_owned(),
-            makedev(8, minor),
-            PathBuf::from(subtree),
-        )
+        (uid.to_owned(), pv.to_owned(), makedev(8, minor), PathBuf::from(subtree))
     };
     assert_eq!(
         found,
@@ -178,11 +155,7 @@ fn nested_mounts_are_found_by_their_place_in_the_filesystem() {
     let disk = makedev(8, 2);
     assert_eq!(
         below(disk, "/"),
-        [
-            "/mnt/disks/a/deep/er",
-            "/mnt/disks/a/subway",
-            "/mnt/disks/b/bind"
-        ]
+        ["/mnt/disks/a/deep/er", "/mnt/disks/a/subway", "/mnt/disks/b/bind"]
     );
     assert_eq!(
         below(disk, "/sub"),
@@ -195,10 +168,7 @@ fn nested_mounts_are_found_by_their_place_in_the_filesystem() {
         "the place itself is not inside of itself"
     );
     assert_eq!(below(disk, "/deep"), ["/mnt/disks/a/deep/er"]);
-    assert_eq!(
-        below(makedev(8, 1), "/mnt/disks"),
-        ["/mnt/disks/a", "/mnt/disks/b"]
-    );
+    assert_eq!(below(makedev(8, 1), "/mnt/disks"), ["/mnt/disks/a", "/mnt/disks/b"]);
     assert_eq!(below(makedev(8, 9), "/"), Vec::<String>::new());
 }
 

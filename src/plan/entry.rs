@@ -23,11 +23,16 @@ impl<'a> Planner<'a> {
     pub(super) fn class(&mut self, class: &'a Class) {
         let key = DirectoryKey::from(class);
         let observed = self.i.observed;
-        let Some(Directory::Read(entries)) = observed.directories.get(&key) else { return };
+        let Some(Directory::Read(entries)) = observed.directories.get(&key) else {
+            return;
+        };
         for entry in entries {
             let path = key.host_dir.join(&entry.name);
             let occupant = self.occupied.get(&path).cloned();
-            if occupant.as_ref().is_some_and(|occupant| occupant.class == class.name && !occupant.foreign) {
+            if occupant
+                .as_ref()
+                .is_some_and(|occupant| occupant.class == class.name && !occupant.foreign)
+            {
                 continue; // The PV's own row says it all.
             }
             let mut volume = Volume {
@@ -45,7 +50,10 @@ impl<'a> Planner<'a> {
                 volume.state = if occupant.foreign {
                     State::Held(Held::ForeignPv(occupant.pv.clone()))
                 } else {
-                    State::Ignored(Ignored::Duplicate(format!("PV {} of class {}", occupant.pv, occupant.class)))
+                    State::Ignored(Ignored::Duplicate(format!(
+                        "PV {} of class {}",
+                        occupant.pv, occupant.class
+                    )))
                 };
             } else {
                 self.unpublished(class, &key, entry, &path, &mut volume);
@@ -106,7 +114,9 @@ impl<'a> Planner<'a> {
             return Some(State::Held(Held::StorageClassMissing));
         };
         if !matches!(storage_class.reclaim_policy.as_str(), "Delete" | "Retain") {
-            return Some(State::Held(Held::UnsupportedPolicy(storage_class.reclaim_policy.clone())));
+            return Some(State::Held(Held::UnsupportedPolicy(
+                storage_class.reclaim_policy.clone(),
+            )));
         }
         if let Some(owner) = self.storage.owner(&entry.kind, path) {
             return Some(State::Ignored(Ignored::Duplicate(owner)));
@@ -117,12 +127,15 @@ impl<'a> Planner<'a> {
         if let Some(job) = self.i.cluster.jobs.get(pv_name) {
             return Some(State::Held(Held::JobRunning(job.clone())));
         }
-        self.pod_mount(pv_name, &entry.kind).map(|user| State::Ignored(Ignored::InUse(user)))
+        self.pod_mount(pv_name, &entry.kind)
+            .map(|user| State::Ignored(Ignored::InUse(user)))
     }
 
     /// The pod that has this PV's volume mounted, as far as the host's mount table is seen.
     pub(super) fn pod_mount(&self, pv_name: &str, kind: &EntryKind) -> Option<String> {
-        let HostView::Seen(mounts) = &self.i.observed.host else { return None };
+        let HostView::Seen(mounts) = &self.i.observed.host else {
+            return None;
+        };
         let same_storage = |dev: u64, subtree: &Path| match kind {
             EntryKind::Mount(mount) => mount.dev == dev && mount.subtree == subtree,
             EntryKind::Device(device) => device.dev == dev,
@@ -176,7 +189,9 @@ impl<'a> Planner<'a> {
 /// Whether an entry qualifies as a volume of its class, by what it is; its name if so.
 fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
     let ignored = |reason| Err(State::Ignored(reason));
-    let Some(name) = utf8(&entry.name) else { return ignored(Ignored::NotUtf8) };
+    let Some(name) = utf8(&entry.name) else {
+        return ignored(Ignored::NotUtf8);
+    };
     if !class.name_pattern.matches(name) {
         return ignored(Ignored::NamePattern(class.name_pattern.to_string()));
     }
@@ -204,7 +219,11 @@ fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
             if let Err(error) = &mount.id {
                 return Err(State::Held(Held::IdentityUnknown(error.clone())));
             }
-            if capacity::round(mount.capacity_bytes) == 0 { ignored(Ignored::NoCapacity) } else { Ok(name) }
+            if capacity::round(mount.capacity_bytes) == 0 {
+                ignored(Ignored::NoCapacity)
+            } else {
+                Ok(name)
+            }
         }
         EntryKind::Device(device) => {
             if device.read_only {
@@ -221,7 +240,11 @@ fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
             if let Err(error) = &device.id {
                 return Err(State::Held(Held::IdentityUnknown(error.clone())));
             }
-            if device.capacity_bytes == 0 { ignored(Ignored::NoCapacity) } else { Ok(name) }
+            if device.capacity_bytes == 0 {
+                ignored(Ignored::NoCapacity)
+            } else {
+                Ok(name)
+            }
         }
     }
 }

@@ -98,7 +98,8 @@ impl Planner<'_> {
 
     /// `retained=keep`: the PV goes once the entry has gone with its data, so that nobody is given the data.
     fn kept(&mut self, pv: &Pv, sight: &Sight<'_>) -> State {
-        if matches!(sight, Sight::Absent) || not_a_volume(sight, pv.mode).is_some() && matches!(sight, Sight::Entry(_)) {
+        if matches!(sight, Sight::Absent) || not_a_volume(sight, pv.mode).is_some() && matches!(sight, Sight::Entry(_))
+        {
             self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
         }
         State::Held(Held::Kept)
@@ -107,7 +108,10 @@ impl Planner<'_> {
     /// A claimRef on an Available PV that is being deleted is a bind that cannot complete; it has ended when the claim
     /// does not name this volume.
     fn bind_under_way(&mut self, pv: &Pv) -> Option<Held> {
-        let claim = pv.claim.clone().filter(|claim| pv.phase == Phase::Available && !claim.uid.is_empty())?;
+        let claim = pv
+            .claim
+            .clone()
+            .filter(|claim| pv.phase == Phase::Available && !claim.uid.is_empty())?;
         let reading = self.i.memory.claim(&claim).cloned();
         let fresh = reading.filter(|reading| self.i.now < reading.at + super::entry::CLAIM_READING);
         let held = Held::ClaimMayLive(claim.to_string());
@@ -128,13 +132,27 @@ impl Planner<'_> {
 
     /// Removes our finalizer.
     fn let_go(&mut self, pv: &Pv, why: &str) {
-        let rest = pv.finalizers.iter().filter(|finalizer| *finalizer != names::FINALIZER).cloned().collect();
-        let patch = PvPatch { finalizers: Some(rest), ..Default::default() };
+        let rest = pv
+            .finalizers
+            .iter()
+            .filter(|finalizer| *finalizer != names::FINALIZER)
+            .cloned()
+            .collect();
+        let patch = PvPatch {
+            finalizers: Some(rest),
+            ..Default::default()
+        };
         self.patch(pv, patch, true, why);
     }
 
     /// Scrubs a live PV's volume, and then does what lets the PV go.
-    fn clean_up(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>, then: impl FnOnce(&mut Self, &Pv)) -> State {
+    fn clean_up(
+        &mut self,
+        pv: &Pv,
+        key: Option<&DirectoryKey>,
+        sight: &Sight<'_>,
+        then: impl FnOnce(&mut Self, &Pv),
+    ) -> State {
         let Some(key) = key else {
             self.hold_notice(pv, &Held::ClassNotConfigured);
             return State::Held(Held::ClassNotConfigured);
@@ -152,23 +170,50 @@ impl Planner<'_> {
     }
 
     /// One step of getting a volume clean; `then` once it is.
-    pub(super) fn scrub_step(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, then: impl FnOnce(&mut Self, &Pv)) -> State {
+    pub(super) fn scrub_step(
+        &mut self,
+        pv: &Pv,
+        gone: bool,
+        key: &DirectoryKey,
+        sight: &Sight<'_>,
+        then: impl FnOnce(&mut Self, &Pv),
+    ) -> State {
         let scrub = self.i.memory.scrubs.get(&pv.uid);
         match scrub {
-            Some(Scrub { state: ScrubState::Running(progress), claim_uid, .. }) => {
+            Some(Scrub {
+                state: ScrubState::Running(progress),
+                claim_uid,
+                ..
+            }) => {
                 if !gone && claim_uid.as_deref() != pv.claim_uid() {
-                    self.plan.actions.push(Action::AbortScrub { uid: pv.uid.clone(), why: "the claimRef of its PV changed".into() });
+                    self.plan.actions.push(Action::AbortScrub {
+                        uid: pv.uid.clone(),
+                        why: "the claimRef of its PV changed".into(),
+                    });
                 }
                 return State::Scrubbing(Some(progress.snapshot()));
             }
-            Some(Scrub { state: ScrubState::Clean { at, settled, .. }, .. }) => {
+            Some(Scrub {
+                state: ScrubState::Clean { at, settled, .. },
+                ..
+            }) => {
                 return self.clean(pv, gone, key, sight, *at, *settled, then);
             }
-            Some(Scrub { state: ScrubState::Failed { due, error }, failures, .. }) if *due > self.i.now => {
+            Some(Scrub {
+                state: ScrubState::Failed { due, error },
+                failures,
+                ..
+            }) if *due > self.i.now => {
                 self.wake(*due);
-                return State::Held(Held::ScrubFailed { error: error.clone(), failures: *failures });
+                return State::Held(Held::ScrubFailed {
+                    error: error.clone(),
+                    failures: *failures,
+                });
             }
-            Some(Scrub { state: ScrubState::HeldBack { due, held }, .. }) if *due > self.i.now => {
+            Some(Scrub {
+                state: ScrubState::HeldBack { due, held },
+                ..
+            }) if *due > self.i.now => {
                 self.wake(*due);
                 return State::Held(held.clone());
             }
@@ -186,12 +231,23 @@ impl Planner<'_> {
 
     /// The scrub has ended well. Where pods' mounts cannot be seen, the volume rests and is looked at once more.
     #[allow(clippy::too_many_arguments)]
-    fn clean(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, at: std::time::Duration, settled: bool, then: impl FnOnce(&mut Self, &Pv)) -> State {
+    fn clean(
+        &mut self,
+        pv: &Pv,
+        gone: bool,
+        key: &DirectoryKey,
+        sight: &Sight<'_>,
+        at: std::time::Duration,
+        settled: bool,
+        then: impl FnOnce(&mut Self, &Pv),
+    ) -> State {
         if !settled {
             let due = at + self.i.limits.discovery_period;
             if due > self.i.now {
                 self.wake(due);
-                return State::Held(Held::Resting("scrubbed; looked at once more before it is published".into()));
+                return State::Held(Held::Resting(
+                    "scrubbed; looked at once more before it is published".into(),
+                ));
             }
             return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
@@ -224,7 +280,9 @@ impl Planner<'_> {
         if let Some(what) = not_a_volume(sight, pv.mode) {
             return Err(Held::NotMounted(what));
         }
-        let Sight::Entry(entry) = sight else { return Err(Held::NotMounted("the entry is gone".into())) };
+        let Sight::Entry(entry) = sight else {
+            return Err(Held::NotMounted("the entry is gone".into()));
+        };
         if let Some(user) = self.pod_mount(&pv.name, &entry.kind) {
             return Err(Held::InUse(user));
         }
@@ -240,7 +298,9 @@ impl Planner<'_> {
                     return Err(Held::ReadOnly);
                 }
                 if !mount.nested.is_empty() {
-                    return Err(Held::NestedMounts(mount.nested.iter().map(|point| point.display().to_string()).collect()));
+                    return Err(Held::NestedMounts(
+                        mount.nested.iter().map(|point| point.display().to_string()).collect(),
+                    ));
                 }
                 self.rested(pv)?;
                 Ok(Some(ScrubKind::Filesystem))
@@ -275,12 +335,19 @@ impl Planner<'_> {
             None => class.and_then(|class| class.block_cleaner_command.clone()),
         };
         if self.i.config.use_job_for_cleaning {
-            return Err(Held::CleanerUnavailable("useJobForCleaning is set, and this version scrubs devices in the process only; set it to false".into()));
+            return Err(Held::CleanerUnavailable(
+                "useJobForCleaning is set, and this version scrubs devices in the process only; set it to false".into(),
+            ));
         }
-        let cleaner = command.as_deref().map_or(Ok(Cleaner::Zero), Cleaner::parse).map_err(Held::CleanerUnavailable)?;
+        let cleaner = command
+            .as_deref()
+            .map_or(Ok(Cleaner::Zero), Cleaner::parse)
+            .map_err(Held::CleanerUnavailable)?;
         match cleaner {
             Cleaner::Zero => Ok(ScrubKind::Zero),
-            other => Err(Held::CleanerUnavailable(format!("blockCleanerCommand {other} is not available in this version; use zero, the default"))),
+            other => Err(Held::CleanerUnavailable(format!(
+                "blockCleanerCommand {other} is not available in this version; use zero, the default"
+            ))),
         }
     }
 
@@ -293,7 +360,9 @@ impl Planner<'_> {
             let message = format!("Starting cleanup of Block PV {:?}, this may take a while", pv.name);
             self.notice(pv, Severity::Normal, "VolumeDelete", message);
         }
-        let expected = pv.annotation(names::VOLUME_ID).and_then(|text| text.parse::<VolumeId>().ok());
+        let expected = pv
+            .annotation(names::VOLUME_ID)
+            .and_then(|text| text.parse::<VolumeId>().ok());
         let order = ScrubOrder {
             pv: PvRef::from(pv),
             pv_gone: gone,

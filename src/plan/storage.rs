@@ -19,16 +19,27 @@ pub(super) struct Index {
 impl Index {
     /// Of everything that has a PV, or had one that ended without being let go.
     pub(super) fn of_published(i: &Inputs<'_>) -> Self {
-        let mut index = Self { subtrees: Vec::new(), devices: Vec::new(), noted: Vec::new() };
+        let mut index = Self {
+            subtrees: Vec::new(),
+            devices: Vec::new(),
+            noted: Vec::new(),
+        };
         let live = i.cluster.pvs.values().filter(|pv| i.ownership.of(pv) != Owner::Foreign);
         let gone = i.memory.gone.values().map(|gone| &gone.pv);
         for pv in live.chain(gone) {
             let Some(path) = &pv.path else { continue };
-            if let Some(id) = pv.annotation(crate::names::VOLUME_ID).and_then(|text| text.parse().ok()) {
+            if let Some(id) = pv
+                .annotation(crate::names::VOLUME_ID)
+                .and_then(|text| text.parse().ok())
+            {
                 index.noted.push((id, path.clone(), format!("PV {}", pv.name)));
             }
-            let Some(key) = super::directory_of(i.config, pv) else { continue };
-            let Some(Directory::Read(entries)) = i.observed.directories.get(&key) else { continue };
+            let Some(key) = super::directory_of(i.config, pv) else {
+                continue;
+            };
+            let Some(Directory::Read(entries)) = i.observed.directories.get(&key) else {
+                continue;
+            };
             if let Some(entry) = entries.iter().find(|entry| Some(entry.name.as_os_str()) == pv.entry()) {
                 index.add(&entry.kind, &path.display().to_string());
             }
@@ -41,7 +52,8 @@ impl Index {
         match kind {
             EntryKind::Mount(mount) => self.subtrees.push((mount.dev, mount.subtree.clone(), owner.to_owned())),
             EntryKind::Device(device) => {
-                self.devices.extend(device.storage_keys.iter().map(|key| (key.clone(), owner.to_owned())));
+                self.devices
+                    .extend(device.storage_keys.iter().map(|key| (key.clone(), owner.to_owned())));
             }
             _ => {}
         }
@@ -52,7 +64,10 @@ impl Index {
         let (id, found) = match kind {
             EntryKind::Mount(mount) => {
                 let overlaps = |other: &Path| other.starts_with(&mount.subtree) || mount.subtree.starts_with(other);
-                let same = self.subtrees.iter().find(|(dev, subtree, _)| *dev == mount.dev && overlaps(subtree));
+                let same = self
+                    .subtrees
+                    .iter()
+                    .find(|(dev, subtree, _)| *dev == mount.dev && overlaps(subtree));
                 (mount.id.as_ref().ok(), same.map(|(_, _, owner)| owner.clone()))
             }
             EntryKind::Device(device) => {
@@ -64,7 +79,10 @@ impl Index {
         found.or_else(|| {
             let id = id?;
             let same = |noted: &VolumeId| noted.compare(id) == Comparison::Same;
-            self.noted.iter().find(|(noted, at, _)| at != path && same(noted)).map(|(_, _, pv)| pv.clone())
+            self.noted
+                .iter()
+                .find(|(noted, at, _)| at != path && same(noted))
+                .map(|(_, _, pv)| pv.clone())
         })
     }
 }
@@ -101,7 +119,9 @@ impl super::Planner<'_> {
         let noted: VolumeId = match noted.parse() {
             Ok(id) => id,
             Err(error) => {
-                return Match::Unknown(format!("the PV's annotation local-volume-provisioner/volume-id is {noted:?}: {error}"));
+                return Match::Unknown(format!(
+                    "the PV's annotation local-volume-provisioner/volume-id is {noted:?}: {error}"
+                ));
             }
         };
         let seen = match seen {
@@ -110,7 +130,10 @@ impl super::Planner<'_> {
         };
         match noted.compare(seen) {
             Comparison::Same => Match::Right,
-            Comparison::Different => Match::Wrong { expected: noted.to_string(), found: seen.to_string() },
+            Comparison::Different => Match::Wrong {
+                expected: noted.to_string(),
+                found: seen.to_string(),
+            },
             Comparison::LostWithReboot => Match::LostWithReboot,
         }
     }
@@ -124,10 +147,12 @@ pub(super) fn not_a_volume(sight: &Sight<'_>, mode: crate::config::VolumeMode) -
     };
     match (&entry.kind, mode) {
         (EntryKind::Device(_), _) => None,
-        (EntryKind::Mount(_), VolumeMode::Block) => Some("a mounted filesystem is where a block device was published".into()),
-        (EntryKind::Mount(mount), VolumeMode::Filesystem) => {
-            mount.deleted.then(|| "the directory behind the mount was deleted".into())
+        (EntryKind::Mount(_), VolumeMode::Block) => {
+            Some("a mounted filesystem is where a block device was published".into())
         }
+        (EntryKind::Mount(mount), VolumeMode::Filesystem) => mount
+            .deleted
+            .then(|| "the directory behind the mount was deleted".into()),
         (EntryKind::PlainDirectory, _) => Some("nothing is mounted on the directory".into()),
         _ => Some("neither a mount point nor a block device is there now".into()),
     }

@@ -37,14 +37,20 @@ impl Planner<'_> {
         if pv.annotation(names::CLASS_DIRECTORY).is_some() {
             return;
         }
-        let Some(class) = self.i.config.classes.get(&pv.class) else { return };
+        let Some(class) = self.i.config.classes.get(&pv.class) else {
+            return;
+        };
         if Some(class.host_dir.as_path()) != pv.host_dir() {
             return;
         }
-        patch.annotations.extend(crate::pv::settings(class).map(|(key, value)| (key, Some(value))));
+        patch
+            .annotations
+            .extend(crate::pv::settings(class).map(|(key, value)| (key, Some(value))));
         if pv.annotation(names::VOLUME_ID).is_none() && pv.phase == Phase::Released {
             // Nobody can say what was published under it: it is scrubbed as the classic program would.
-            patch.annotations.insert(names::VOLUME_ID_ORIGIN.into(), Some("unknown".into()));
+            patch
+                .annotations
+                .insert(names::VOLUME_ID_ORIGIN.into(), Some("unknown".into()));
         }
     }
 
@@ -64,7 +70,9 @@ impl Planner<'_> {
         if let Some(id) = seen {
             patch.annotations.insert(names::VOLUME_ID.into(), Some(id));
             if usage != Use::Unused {
-                patch.annotations.insert(names::VOLUME_ID_ORIGIN.into(), Some("seen-while-bound".into()));
+                patch
+                    .annotations
+                    .insert(names::VOLUME_ID_ORIGIN.into(), Some("seen-while-bound".into()));
             }
         }
     }
@@ -74,6 +82,14 @@ impl Planner<'_> {
         if patch.is_empty() || self.i.mode != Mode::Patch {
             return;
         }
-        self.act(&pv.name, Action::Patch { pv: PvRef::from(pv), patch, lets_go, why: why.to_owned() });
+        self.act(
+            &pv.name,
+            Action::Patch {
+                pv: PvRef::from(pv),
+                patch,
+                lets_go,
+                why: why.to_owned(),
+            },
+        );
     }
 }

@@ -40,9 +40,21 @@ impl Planner<'_> {
             self.occupy(pv, false);
             let by = self.i.ownership.provisioned_by();
             let annotations = [(crate::names::PROVISIONED_BY.to_owned(), Some(by))].into();
-            let patch = super::PvPatch { annotations, ..Default::default() };
-            self.patch(pv, patch, false, "made while the node object had another UID; the storage is the same");
-            let state = if pv.phase == Phase::Bound { State::Bound } else { State::Released };
+            let patch = super::PvPatch {
+                annotations,
+                ..Default::default()
+            };
+            self.patch(
+                pv,
+                patch,
+                false,
+                "made while the node object had another UID; the storage is the same",
+            );
+            let state = if pv.phase == Phase::Bound {
+                State::Bound
+            } else {
+                State::Released
+            };
             self.row(pv, key, &sight, state, None);
         } else {
             self.occupy(pv, true);
@@ -51,22 +63,44 @@ impl Planner<'_> {
 
     /// A PV that another program made for a path of ours.
     pub(super) fn foreign_pv(&mut self, pv: &Pv) {
-        let in_our_directory = self.i.config.classes.values().any(|class| Some(class.host_dir.as_path()) == pv.host_dir());
+        let in_our_directory = self
+            .i
+            .config
+            .classes
+            .values()
+            .any(|class| Some(class.host_dir.as_path()) == pv.host_dir());
         if !in_our_directory || !pv.hostnames.contains(&self.i.ownership.hostname) {
             return;
         }
         self.occupy(pv, true);
-        let message = format!("PV {} stands for a path in a discovery directory, but was not made by this provisioner: the path is not published", pv.name);
+        let message = format!(
+            "PV {} stands for a path in a discovery directory, but was not made by this provisioner: the path is not published",
+            pv.name
+        );
         self.notice(pv, Severity::Warning, "ForeignPersistentVolume", message);
     }
 
     fn occupy(&mut self, pv: &Pv, foreign: bool) {
         if let Some(path) = &pv.path {
-            self.occupied.insert(path.clone(), Occupant { pv: pv.name.clone(), class: pv.class.clone(), foreign });
+            self.occupied.insert(
+                path.clone(),
+                Occupant {
+                    pv: pv.name.clone(),
+                    class: pv.class.clone(),
+                    foreign,
+                },
+            );
         }
     }
 
-    fn row(&mut self, pv: &Pv, key: Option<crate::observed::DirectoryKey>, sight: &Sight<'_>, state: State, warning: Option<String>) {
+    fn row(
+        &mut self,
+        pv: &Pv,
+        key: Option<crate::observed::DirectoryKey>,
+        sight: &Sight<'_>,
+        state: State,
+        warning: Option<String>,
+    ) {
         let kind = match sight {
             Sight::Entry(entry) => Some(&entry.kind),
             _ => None,
@@ -98,7 +132,9 @@ impl Planner<'_> {
             message
         });
         let entry = match sight {
-            Sight::Unseen(Held::ClassNotConfigured) => return self.missing(pv, usage, "its class is not configured any more", warning),
+            Sight::Unseen(Held::ClassNotConfigured) => {
+                return self.missing(pv, usage, "its class is not configured any more", warning);
+            }
             Sight::Unseen(held) => return (State::Available, Some(held.to_string())),
             Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), warning),
             Sight::Absent => return self.missing(pv, usage, "the entry is gone", warning),
@@ -118,7 +154,11 @@ impl Planner<'_> {
                 return (State::Held(held), warning);
             }
             Match::LostWithReboot => {
-                self.delete(pv, usage == Use::Unused, "what was published went with a reboot, and this is a new volume");
+                self.delete(
+                    pv,
+                    usage == Use::Unused,
+                    "what was published went with a reboot, and this is a new volume",
+                );
                 return (State::Available, warning);
             }
             Match::Unknown(error) if !adopted(pv) => {
@@ -141,7 +181,10 @@ impl Planner<'_> {
             match self.i.mode {
                 crate::cluster::Mode::Patch => patch.capacity = Some(now),
                 crate::cluster::Mode::Classic => {
-                    let why = format!("its capacity changed from {} to {now}, and patching is not permitted", pv.capacity);
+                    let why = format!(
+                        "its capacity changed from {} to {now}, and patching is not permitted",
+                        pv.capacity
+                    );
                     self.delete(pv, true, &why);
                     return;
                 }
@@ -167,14 +210,24 @@ impl Planner<'_> {
             return Some(format!("hostDir of its class is {} now", class.host_dir.display()));
         }
         let name = pv.entry().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
-        (!class.name_pattern.matches(name)).then(|| format!("its name does not match namePattern {:?} any more", class.name_pattern.to_string()))
+        (!class.name_pattern.matches(name)).then(|| {
+            format!(
+                "its name does not match namePattern {:?} any more",
+                class.name_pattern.to_string()
+            )
+        })
     }
 
     /// The volume of a free PV is not there: the PV is withdrawn after the grace period, unless it holds somebody's data.
     fn missing(&mut self, pv: &Pv, usage: Use, what: &str, warning: Option<String>) -> (State, Option<String>) {
         let state = State::Vanished(what.to_owned());
         if usage != Use::Unused {
-            self.notice(pv, Severity::Warning, "VolumeVanished", format!("{what}; the PV is kept, because it may have been used"));
+            self.notice(
+                pv,
+                Severity::Warning,
+                "VolumeVanished",
+                format!("{what}; the PV is kept, because it may have been used"),
+            );
             return (state, warning);
         }
         // Without a note of when it went missing it has just gone: the run loop notes it after this pass.
@@ -197,14 +250,23 @@ impl Planner<'_> {
         };
         let patch = self.upkeep(pv, kind, usage);
         self.patch(pv, patch, false, "to keep what it says true");
-        let state = if pv.phase == Phase::Bound { State::Bound } else { State::Available };
+        let state = if pv.phase == Phase::Bound {
+            State::Bound
+        } else {
+            State::Available
+        };
         match sight {
             Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), None),
             Sight::Unseen(held) => return (state, Some(held.to_string())),
             Sight::Absent | Sight::Entry(_) => {}
         }
         if let Some(what) = not_a_volume(sight, pv.mode) {
-            self.notice(pv, Severity::Warning, "VolumeVanished", format!("{what}, and a claim is bound to it"));
+            self.notice(
+                pv,
+                Severity::Warning,
+                "VolumeVanished",
+                format!("{what}, and a claim is bound to it"),
+            );
             return (State::Vanished(what), None);
         }
         let Some(kind) = kind else { return (state, None) };
@@ -215,7 +277,8 @@ impl Planner<'_> {
                 Some(held.to_string())
             }
             Match::LostWithReboot => {
-                let message = "what the claim was bound to went with a reboot; what is there now is new and empty".to_owned();
+                let message =
+                    "what the claim was bound to went with a reboot; what is there now is new and empty".to_owned();
                 self.notice(pv, Severity::Warning, "VolumeLost", message.clone());
                 Some(message)
             }
@@ -237,12 +300,24 @@ impl Planner<'_> {
 
     /// Deletes a PV with preconditions, and only if it is as it was seen.
     pub(super) fn delete(&mut self, pv: &Pv, lets_go: bool, why: &str) {
-        self.act(&pv.name, Action::Delete { pv: PvRef::from(pv), lets_go, why: why.to_owned() });
+        self.act(
+            &pv.name,
+            Action::Delete {
+                pv: PvRef::from(pv),
+                lets_go,
+                why: why.to_owned(),
+            },
+        );
     }
 
     /// Says, once per cause, why a volume does not come back.
     pub(super) fn hold_notice(&mut self, pv: &Pv, held: &Held) {
-        self.notice(pv, Severity::Warning, "VolumeFailedDelete", format!("Error cleaning PV {:?}: {held}", pv.name));
+        self.notice(
+            pv,
+            Severity::Warning,
+            "VolumeFailedDelete",
+            format!("Error cleaning PV {:?}: {held}", pv.name),
+        );
     }
 }
 

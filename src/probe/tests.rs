@@ -72,22 +72,12 @@ fn a_hanging_item_is_left_alone_until_it_comes_back() {
     let outcomes = prober.run(vec![("a", counting()), ("b", quick(2))]);
     assert!(unresponsive(&outcomes[0].1));
     assert_eq!(outcomes[1].1, Outcome::Done(2));
-    assert_eq!(
-        calls.load(Ordering::SeqCst),
-        0,
-        "it must not be touched again"
-    );
-    assert!(
-        started.elapsed() < DEADLINE,
-        "what is known to hang costs no time"
-    );
+    assert_eq!(calls.load(Ordering::SeqCst), 0, "it must not be touched again");
+    assert!(started.elapsed() < DEADLINE, "what is known to hang costs no time");
 
     drop(release);
     wait_until(|| prober.stuck() == 0);
-    assert_eq!(
-        prober.run(vec![("a", counting())]),
-        [("a", Outcome::Done(7))]
-    );
+    assert_eq!(prober.run(vec![("a", counting())]), [("a", Outcome::Done(7))]);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
@@ -126,10 +116,7 @@ fn what_comes_back_within_the_deadline_counts() {
     let outcomes = prober.run(vec![("slow", work), ("releases it", releasing)]);
     assert_eq!(
         outcomes,
-        [
-            ("slow", Outcome::Done(1)),
-            ("releases it", Outcome::Done(2))
-        ]
+        [("slow", Outcome::Done(1)), ("releases it", Outcome::Done(2))]
     );
 }
 

@@ -20,14 +20,41 @@ use crate::scrub::progress::{Cancel, Progress, Unit};
 
 /// Something that was started and has ended.
 pub(super) enum Done {
-    Created { pv: Box<PersistentVolume>, result: Result<PersistentVolume, WriteError>, took: Duration, since_look: Duration },
-    Patched { pv: PvRef, lets_go: bool, result: Result<PersistentVolume, WriteError> },
-    Deleted { pv: PvRef, lets_go: bool, result: Result<Option<PersistentVolume>, WriteError>, took: Duration },
-    Read { name: String, result: Result<Option<PersistentVolume>, WriteError> },
-    ReadClaim { claim: ClaimRef, state: ClaimState },
+    Created {
+        pv: Box<PersistentVolume>,
+        result: Result<PersistentVolume, WriteError>,
+        took: Duration,
+        since_look: Duration,
+    },
+    Patched {
+        pv: PvRef,
+        lets_go: bool,
+        result: Result<PersistentVolume, WriteError>,
+    },
+    Deleted {
+        pv: PvRef,
+        lets_go: bool,
+        result: Result<Option<PersistentVolume>, WriteError>,
+        took: Duration,
+    },
+    Read {
+        name: String,
+        result: Result<Option<PersistentVolume>, WriteError>,
+    },
+    ReadClaim {
+        claim: ClaimRef,
+        state: ClaimState,
+    },
     ReadNode(Result<k8s_openapi::api::core::v1::Node, WriteError>),
-    Scrubbed { order: Box<ScrubOrder>, result: Result<Clean, ScrubError>, took: Duration },
-    Posted { notice: Notice, event: Option<(String, i32)> },
+    Scrubbed {
+        order: Box<ScrubOrder>,
+        result: Result<Clean, ScrubError>,
+        took: Duration,
+    },
+    Posted {
+        notice: Notice,
+        event: Option<(String, i32)>,
+    },
     Mode(Result<Mode, WriteError>),
 }
 
@@ -44,7 +71,10 @@ impl Daemon {
     }
 
     pub(super) fn create(&mut self, pv: PersistentVolume, looked: Instant) {
-        let fresh = self.node_watched || self.node_read.is_some_and(|at| at.elapsed() < crate::watch::NODE_READING);
+        let fresh = self.node_watched
+            || self
+                .node_read
+                .is_some_and(|at| at.elapsed() < crate::watch::NODE_READING);
         if !fresh {
             self.read_node();
             return;
@@ -53,7 +83,12 @@ impl Daemon {
         self.call(&pv.name_any(), async move {
             let began = Instant::now();
             let result = api::create(&client, &pv).await;
-            Done::Created { pv: Box::new(pv), result, took: began.elapsed(), since_look: looked.elapsed() }
+            Done::Created {
+                pv: Box::new(pv),
+                result,
+                took: began.elapsed(),
+                since_look: looked.elapsed(),
+            }
         });
     }
 
@@ -82,7 +117,12 @@ impl Daemon {
         self.call(&pv.name.clone(), async move {
             let began = Instant::now();
             let result = api::delete(&client, &pv).await;
-            Done::Deleted { pv, lets_go, result, took: began.elapsed() }
+            Done::Deleted {
+                pv,
+                lets_go,
+                result,
+                took: began.elapsed(),
+            }
         });
     }
 
@@ -106,7 +146,11 @@ impl Daemon {
     pub(super) fn read_doubtful(&mut self) {
         let names: Vec<String> = self.shared.store().doubtful().iter().cloned().collect();
         for name in names {
-            let waits = self.memory.retries.get(&name).is_some_and(|retry| retry.due > self.now());
+            let waits = self
+                .memory
+                .retries
+                .get(&name)
+                .is_some_and(|retry| retry.due > self.now());
             if waits || self.memory.in_flight.contains(&name) {
                 continue;
             }
@@ -157,7 +201,11 @@ impl Daemon {
                 Ok(result) => result,
                 Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
             };
-            Done::Scrubbed { order, result, took: began.elapsed() }
+            Done::Scrubbed {
+                order,
+                result,
+                took: began.elapsed(),
+            }
         });
     }
 
@@ -173,7 +221,11 @@ impl Daemon {
                 warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
             }
             let earlier = self.told.earlier(&notice);
-            let (client, source, host) = (self.client.clone(), ownership.provisioned_by(), self.settings.node_name.clone());
+            let (client, source, host) = (
+                self.client.clone(),
+                ownership.provisioned_by(),
+                self.settings.node_name.clone(),
+            );
             self.tasks.spawn(async move {
                 let event = events::post(&client, &source, &host, &notice, earlier).await;
                 Done::Posted { notice, event }
@@ -184,9 +236,19 @@ impl Daemon {
     /// Takes in how something ended.
     pub(super) fn settle(&mut self, done: Done) {
         match done {
-            Done::Created { pv, result, took, since_look } => self.created(&pv, result, took, since_look),
+            Done::Created {
+                pv,
+                result,
+                took,
+                since_look,
+            } => self.created(&pv, result, took, since_look),
             Done::Patched { pv, lets_go, result } => self.patched(&pv, lets_go, result),
-            Done::Deleted { pv, lets_go, result, took } => self.deleted(&pv, lets_go, result, took),
+            Done::Deleted {
+                pv,
+                lets_go,
+                result,
+                took,
+            } => self.deleted(&pv, lets_go, result, took),
             Done::Read { name, result } => {
                 self.memory.in_flight.remove(&name);
                 match result {
@@ -220,7 +282,13 @@ impl Daemon {
         }
     }
 
-    fn created(&mut self, pv: &PersistentVolume, result: Result<PersistentVolume, WriteError>, took: Duration, since_look: Duration) {
+    fn created(
+        &mut self,
+        pv: &PersistentVolume,
+        result: Result<PersistentVolume, WriteError>,
+        took: Duration,
+        since_look: Duration,
+    ) {
         let name = pv.name_any();
         self.memory.in_flight.remove(&name);
         self.metrics.api_call("create", took, result.is_err());
@@ -248,13 +316,25 @@ impl Daemon {
                     self.memory.let_go.insert(pv.uid.clone(), self.now());
                 }
                 let ended = now.metadata.deletion_timestamp.is_some() && now.finalizers().is_empty();
-                self.shared.update(|store| if ended { store.pv_gone(&pv.name, &pv.uid) } else { store.pv_changed(&now) });
+                self.shared.update(|store| {
+                    if ended {
+                        store.pv_gone(&pv.name, &pv.uid)
+                    } else {
+                        store.pv_changed(&now)
+                    }
+                });
             }
             Err(err) => self.refused(pv, &err, "patch"),
         }
     }
 
-    fn deleted(&mut self, pv: &PvRef, lets_go: bool, result: Result<Option<PersistentVolume>, WriteError>, took: Duration) {
+    fn deleted(
+        &mut self,
+        pv: &PvRef,
+        lets_go: bool,
+        result: Result<Option<PersistentVolume>, WriteError>,
+        took: Duration,
+    ) {
         self.memory.in_flight.remove(&pv.name);
         self.metrics.api_call("delete", took, result.is_err());
         match result {
@@ -278,9 +358,20 @@ impl Daemon {
     }
 
     fn tell_refused(&mut self, pv: &PvRef, err: &WriteError) {
-        let Some(ownership) = self.shared.store().ownership().cloned() else { return };
-        let message = format!("Error cleaning PV {:?}: the PersistentVolume cannot be deleted: {err}", pv.name);
-        let notice = Notice { pv: pv.name.clone(), uid: pv.uid.clone(), severity: Severity::Warning, reason: "VolumeFailedDelete", message };
+        let Some(ownership) = self.shared.store().ownership().cloned() else {
+            return;
+        };
+        let message = format!(
+            "Error cleaning PV {:?}: the PersistentVolume cannot be deleted: {err}",
+            pv.name
+        );
+        let notice = Notice {
+            pv: pv.name.clone(),
+            uid: pv.uid.clone(),
+            severity: Severity::Warning,
+            reason: "VolumeFailedDelete",
+            message,
+        };
         if self.told.earlier(&notice).is_none() {
             self.post(vec![notice], &ownership);
         }
@@ -290,7 +381,9 @@ impl Daemon {
     fn refused(&mut self, pv: &PvRef, err: &WriteError, verb: &str) {
         match err {
             // It is not as it was seen: look again, at the object itself, for the watch may lag.
-            WriteError::Conflict | WriteError::Absent | WriteError::Exists => self.shared.update(|store| store.doubt(&pv.name)),
+            WriteError::Conflict | WriteError::Absent | WriteError::Exists => {
+                self.shared.update(|store| store.doubt(&pv.name))
+            }
             WriteError::Forbidden(_) => {
                 self.failed(&pv.name, err, verb);
                 self.ask_mode();
@@ -326,7 +419,11 @@ impl Daemon {
             Ok(mode) if mode != self.mode => {
                 warn!(from = ?self.mode, to = ?mode, "the permissions have changed");
                 self.mode = mode;
-                let hostname = self.shared.store().ownership().map(|ownership| ownership.hostname.clone());
+                let hostname = self
+                    .shared
+                    .store()
+                    .ownership()
+                    .map(|ownership| ownership.hostname.clone());
                 self.watch_pvs(hostname.unwrap_or_default());
             }
             Ok(_) => {}
@@ -337,15 +434,27 @@ impl Daemon {
     fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.cancels.remove(uid);
-        let mode = self.shared.store().cluster().pvs.get(name).map_or(VolumeMode::Filesystem, |pv| pv.mode);
-        let Some(scrub) = self.memory.scrubs.get_mut(uid) else { return };
+        let mode = self
+            .shared
+            .store()
+            .cluster()
+            .pvs
+            .get(name)
+            .map_or(VolumeMode::Filesystem, |pv| pv.mode);
+        let Some(scrub) = self.memory.scrubs.get_mut(uid) else {
+            return;
+        };
         match result {
             Ok(clean) => {
                 info!(pv = %name, ?took, entries = clean.entries_removed, "scrub ended");
                 self.metrics.scrubbed(mode, order.kind, &order.capacity, took);
                 scrub.failures = 0;
                 scrub.held_back = 0;
-                scrub.state = ScrubState::Clean { at: now, stamp: clean.stamp, settled: clean.settled };
+                scrub.state = ScrubState::Clean {
+                    at: now,
+                    stamp: clean.stamp,
+                    settled: clean.settled,
+                };
                 if order.pv_gone && clean.settled {
                     self.memory.gone_and_clean(uid);
                     self.memory.scrubs.remove(uid);
@@ -354,7 +463,10 @@ impl Daemon {
             Err(ScrubError::Held(held)) => {
                 debug!(pv = %name, %held, "scrub held back");
                 scrub.held_back += 1;
-                scrub.state = ScrubState::HeldBack { due: now + api_backoff(scrub.held_back), held };
+                scrub.state = ScrubState::HeldBack {
+                    due: now + api_backoff(scrub.held_back),
+                    held,
+                };
             }
             Err(ScrubError::Cancelled) => {
                 info!(pv = %name, "scrub stopped");
@@ -365,7 +477,10 @@ impl Daemon {
                 let error = format!("{err:#}");
                 warn!(pv = %name, failures = scrub.failures, %error, "scrub failed; it is tried again");
                 self.metrics.scrub_failed(mode);
-                scrub.state = ScrubState::Failed { due: now + scrub_backoff(scrub.failures), error };
+                scrub.state = ScrubState::Failed {
+                    due: now + scrub_backoff(scrub.failures),
+                    error,
+                };
             }
         }
     }

@@ -24,9 +24,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
 
 /// Opens and reads a discovery directory.
 pub(super) fn list(path: &Path) -> Result<Listing, Unlisted> {
-    let failed = |call: &str, errno: Errno| {
-        Unlisted::Unreadable(format!("{call} {}: {}", path.display(), text(errno)))
-    };
+    let failed = |call: &str, errno: Errno| Unlisted::Unreadable(format!("{call} {}: {}", path.display(), text(errno)));
     let fd = match open(path, DIRECTORY, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::ENOENT) => return Err(Unlisted::Missing),
@@ -34,11 +32,7 @@ pub(super) fn list(path: &Path) -> Result<Listing, Unlisted> {
     };
     let mount_id = sys::mount_id(fd.as_fd()).map_err(|errno| failed("statx", errno))?;
     let names = names(&fd).map_err(|errno| failed("reading", errno))?;
-    Ok(Listing {
-        fd,
-        mount_id,
-        names,
-    })
+    Ok(Listing { fd, mount_id, names })
 }
 
 fn names(fd: &OwnedFd) -> nix::Result<Vec<OsString>> {
@@ -63,10 +57,7 @@ pub(super) fn look(listing: &Listing, name: &OsStr, probe: bool, context: &Conte
         // Removed since the directory was read.
         Err(Errno::ENOENT) => None,
         Err(errno) => Some(failed(("open", errno))),
-        Ok(node) => Some(
-            classify(listing, name, node.as_fd(), probe, context, &mut mount_id)
-                .unwrap_or_else(failed),
-        ),
+        Ok(node) => Some(classify(listing, name, node.as_fd(), probe, context, &mut mount_id).unwrap_or_else(failed)),
     };
     Seen { kind, mount_id }
 }
@@ -102,12 +93,7 @@ fn classify(
     })
 }
 
-fn symlink(
-    dir: BorrowedFd<'_>,
-    name: &Path,
-    probe: bool,
-    context: &Context,
-) -> Result<EntryKind, Failure> {
+fn symlink(dir: BorrowedFd<'_>, name: &Path, probe: bool, context: &Context) -> Result<EntryKind, Failure> {
     let target = match devices::open_node(dir, name, true) {
         Ok(target) => target,
         Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {
@@ -124,11 +110,7 @@ fn symlink(
 }
 
 fn device(node: BorrowedFd<'_>, probe: bool, context: &Context) -> EntryKind {
-    let look = if probe {
-        devices::probe
-    } else {
-        devices::examine
-    };
+    let look = if probe { devices::probe } else { devices::examine };
     match look(node, &context.around) {
         Ok(facts) => EntryKind::Device(Box::new(facts)),
         Err(error) => EntryKind::Failed(error.to_string()),
@@ -151,9 +133,7 @@ fn directory(
     *mount_id = Some(id);
     let Some(mount) = context.table.get(id) else {
         let table = context.table_path.display();
-        return Ok(EntryKind::Failed(format!(
-            "its mount (id {id}) is not in {table}"
-        )));
+        return Ok(EntryKind::Failed(format!("its mount (id {id}) is not in {table}")));
     };
     if status.mount_root == Some(false) {
         return Ok(EntryKind::Failed(format!(

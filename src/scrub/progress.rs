@@ -54,7 +54,13 @@ impl std::fmt::Display for Snapshot {
         let (done, total) = (self.done as f64, self.total.map(|total| total as f64));
         match (self.unit, total) {
             (Unit::Bytes, Some(total)) => {
-                write!(f, "{:.0} % of {:.0} MiB, {:.0} MiB/s", 100.0 * done / total, total / MIB, self.per_second / MIB)?;
+                write!(
+                    f,
+                    "{:.0} % of {:.0} MiB, {:.0} MiB/s",
+                    100.0 * done / total,
+                    total / MIB,
+                    self.per_second / MIB
+                )?;
             }
             (Unit::Bytes, None) => write!(f, "{:.0} MiB, {:.0} MiB/s", done / MIB, self.per_second / MIB)?,
             (Unit::Entries, _) => write!(f, "{} entries removed, {:.0}/s", self.done, self.per_second)?,
@@ -111,9 +117,9 @@ impl Progress {
             done.saturating_sub(self.0.inherited) as f64 / elapsed.as_secs_f64()
         };
         #[allow(clippy::cast_precision_loss)]
-        let remaining = total.filter(|_| per_second > 0.0).and_then(|total| {
-            Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok()
-        });
+        let remaining = total
+            .filter(|_| per_second > 0.0)
+            .and_then(|total| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok());
         Snapshot {
             unit: self.0.unit,
             done,
@@ -184,24 +190,13 @@ mod tests {
     fn without_a_total_or_before_the_first_step_there_is_no_estimate() {
         let progress = Progress::new(Unit::Entries, 0);
         progress.add(7);
-        assert_eq!(
-            progress.snapshot_after(Duration::from_secs(1)).remaining,
-            None
-        );
+        assert_eq!(progress.snapshot_after(Duration::from_secs(1)).remaining, None);
         assert_eq!(progress.snapshot_after(Duration::from_secs(1)).total, None);
         progress.set_total(10);
-        assert!(
-            progress
-                .snapshot_after(Duration::from_secs(1))
-                .remaining
-                .is_some()
-        );
+        assert!(progress.snapshot_after(Duration::from_secs(1)).remaining.is_some());
         assert_eq!(progress.snapshot_after(Duration::ZERO).remaining, None);
         let untouched = Progress::new(Unit::Entries, 10);
-        assert_eq!(
-            untouched.snapshot_after(Duration::from_secs(1)).remaining,
-            None
-        );
+        assert_eq!(untouched.snapshot_after(Duration::from_secs(1)).remaining, None);
     }
 
     #[test]

@@ -23,7 +23,8 @@ fn a_minimal_class_has_the_defaults() {
         selector: Vec::new(),
     };
     assert_eq!(class(HEAD), expected);
-    let empty = "  volumeMode:\n  accessMode: ''\n  fsType: ~\n  namePattern: \"\"\n  blockCleanerCommand:\n  selector: null";
+    let empty =
+        "  volumeMode:\n  accessMode: ''\n  fsType: ~\n  namePattern: \"\"\n  blockCleanerCommand:\n  selector: null";
     assert_eq!(class(&with(empty)), expected);
     assert_eq!(expected.cleaner(), Cleaner::Zero);
     assert_eq!(expected.cleaner_as_written(), "zero");
@@ -82,18 +83,12 @@ fn each_invalid_setting_is_named_with_its_line() {
             "  volumeMode: block",
             "volumeMode: unsupported volume mode \"block\": use Filesystem or Block",
         ),
-        (
-            "  accessMode: RWO",
-            "accessMode: unsupported access mode \"RWO\"",
-        ),
+        ("  accessMode: RWO", "accessMode: unsupported access mode \"RWO\""),
         (
             "  namePattern: 'ok,[x'",
             "namePattern: bad glob \"[x\": a `[` is not closed",
         ),
-        (
-            "  blockCleanerCommand: []",
-            "blockCleanerCommand: the command is empty",
-        ),
+        ("  blockCleanerCommand: []", "blockCleanerCommand: the command is empty"),
         (
             "  blockCleanerCommand: zero",
             "blockCleanerCommand: expected a list, found \"zero\"",
@@ -191,10 +186,7 @@ beside: {hostDir: /b, mountDir: /m/ab}
 host: {hostDir: /a/, mountDir: /n}
 ",
     )]);
-    assert_eq!(
-        loaded.config.classes.keys().collect::<Vec<_>>(),
-        ["a", "beside"]
-    );
+    assert_eq!(loaded.config.classes.keys().collect::<Vec<_>>(), ["a", "beside"]);
     assert_eq!(
         shown(&loaded.problems),
         [
@@ -236,11 +228,7 @@ fn what_is_accepted_but_looks_wrong_is_warned_about() {
             "hostDirectory",
             "unknown field, ignored; known are hostDir,",
         ),
-        (
-            "  volumMode: Block",
-            "volumMode",
-            "did you mean volumeMode?",
-        ),
+        ("  volumMode: Block", "volumMode", "did you mean volumeMode?"),
         (
             "  selector: [{matchExpression: []}]",
             "selector[0].matchExpression",
@@ -257,20 +245,13 @@ fn what_is_accepted_but_looks_wrong_is_warned_about() {
         let warning = &loaded.warnings[0];
         assert_eq!(warning.line, Some(4), "{lines}");
         assert!(warning.message.contains(part), "{lines}: {warning}");
-        let (class, key) = if key == "x" {
-            ("b", "hostDir")
-        } else {
-            ("a", key)
-        };
+        let (class, key) = if key == "x" { ("b", "hostDir") } else { ("a", key) };
         assert_eq!(warning.class.as_deref(), Some(class));
         assert_eq!(warning.key, format!("storageClassMap.{class}.{key}"));
     }
     let kinds = ["zero", "discard", "/bin/wipe", "/scripts/shred.sh"];
     for command in kinds {
-        let loaded = load(&[(
-            "storageClassMap",
-            &with(&format!("  blockCleanerCommand: [{command}]")),
-        )]);
+        let loaded = load(&[("storageClassMap", &with(&format!("  blockCleanerCommand: [{command}]")))]);
         assert_eq!(loaded.warnings, [], "{command}");
     }
 }

@@ -57,18 +57,14 @@ fn json_manifests() {
     assert!(loaded.config.use_node_name_only);
     assert_eq!(
         shown(&loaded.problems),
-        [
-            "m.json:4: storageClassMap.a.mountDir: mountDir is required: name an absolute path (line 1 of the value)"
-        ]
+        ["m.json:4: storageClassMap.a.mountDir: mountDir is required: name an absolute path (line 1 of the value)"]
     );
 }
 
 #[test]
 fn the_config_map_is_found_among_other_objects() {
     let other = "kind: ConfigMap\nmetadata: {name: other}\ndata: {x: z}\n";
-    let text = format!(
-        "kind: DaemonSet\ndata: {{storageClassMap: no}}\n---\n{other}---\n{MANIFEST}---\n# nothing\n"
-    );
+    let text = format!("kind: DaemonSet\ndata: {{storageClassMap: no}}\n---\n{other}---\n{MANIFEST}---\n# nothing\n");
     let loaded = parse_manifest("m", &text);
     assert_eq!(loaded.config.classes.len(), 1);
     assert_eq!(loaded.problems[2].line, Some(20 + 7));
@@ -80,14 +76,9 @@ fn the_config_map_is_found_among_other_objects() {
 
 #[test]
 fn which_config_map_is_meant_must_be_clear() {
-    let named = |name: &str, data: &str| {
-        format!("kind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{{data}}}\n")
-    };
+    let named = |name: &str, data: &str| format!("kind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{{data}}}\n");
     let (x, y) = (named("x", "a: b"), named("y", "a: b"));
-    let (p, q) = (
-        named("p", "storageClassMap: ''"),
-        named("q", "StorageClassMap: ''"),
-    );
+    let (p, q) = (named("p", "storageClassMap: ''"), named("q", "StorageClassMap: ''"));
     for (text, line, expected) in [
         (
             String::new(),
@@ -109,21 +100,13 @@ fn which_config_map_is_meant_must_be_clear() {
             None,
             "more than one ConfigMap has a storageClassMap: p (line 1), q (line 5); leave one",
         ),
-        (
-            "kind: ConfigMap\ndata: [\n".to_owned(),
-            Some(2),
-            "not valid YAML",
-        ),
+        ("kind: ConfigMap\ndata: [\n".to_owned(), Some(2), "not valid YAML"),
     ] {
         let loaded = parse_manifest("m", &text);
         assert_eq!(loaded.config, Config::default());
         assert_eq!(loaded.problems.len(), 1, "{text}");
         let problem = &loaded.problems[0];
-        assert_eq!(
-            (problem.key.as_str(), problem.line),
-            ("", line),
-            "{problem}"
-        );
+        assert_eq!((problem.key.as_str(), problem.line), ("", line), "{problem}");
         assert!(problem.message.starts_with(expected), "{problem}");
     }
 }

@@ -20,10 +20,7 @@ fn booleans() {
         "---\nyes\n",
         "yes # x",
     ] {
-        assert!(
-            sound(&[("useJobForCleaning", text)]).use_job_for_cleaning,
-            "{text:?}"
-        );
+        assert!(sound(&[("useJobForCleaning", text)]).use_job_for_cleaning, "{text:?}");
     }
     for text in [
         "n",
@@ -38,10 +35,7 @@ fn booleans() {
         "# nothing\n",
         "---\n",
     ] {
-        assert!(
-            !sound(&[("useJobForCleaning", text)]).use_job_for_cleaning,
-            "{text:?}"
-        );
+        assert!(!sound(&[("useJobForCleaning", text)]).use_job_for_cleaning, "{text:?}");
     }
     for text in ["yEs", "1", "enabled", "[true]", "{}", "|\n  yes"] {
         let loaded = load(&[("useJobForCleaning", text)]);
@@ -49,10 +43,7 @@ fn booleans() {
         assert!(!loaded.config.use_job_for_cleaning);
     }
     let quoted = load(&[("useJobForCleaning", "\"yes\"")]);
-    assert!(
-        quoted.problems[0].message.contains("remove the quotes"),
-        "{quoted:?}"
-    );
+    assert!(quoted.problems[0].message.contains("remove the quotes"), "{quoted:?}");
     assert!(sound(&[("useJobForCleaning", "!!bool \"yes\"")]).use_job_for_cleaning);
 }
 
@@ -129,8 +120,7 @@ fn names_match_without_regard_to_case() {
     let config = sound(&[
         (
             "StorageClassMAP",
-            "fast: {HOSTDIR: /a, mountdir: /b, VolumeMode: Block}\nFast: {}\n"
-                .trim_end_matches("Fast: {}\n"),
+            "fast: {HOSTDIR: /a, mountdir: /b, VolumeMode: Block}\nFast: {}\n".trim_end_matches("Fast: {}\n"),
         ),
         ("usejobforcleaning", "yes"),
     ]);
@@ -167,11 +157,7 @@ fn of_two_spellings_the_exact_one_wins() {
     ]);
     assert!(loaded.config.use_node_name_only);
     assert_eq!(
-        loaded
-            .warnings
-            .iter()
-            .map(|w| w.key.as_str())
-            .collect::<Vec<_>>(),
+        loaded.warnings.iter().map(|w| w.key.as_str()).collect::<Vec<_>>(),
         ["usenodenameonly"]
     );
 }
@@ -222,16 +208,10 @@ fn anchors_and_merge_keys() {
 
 #[test]
 fn a_merge_after_a_field_overrides_it_as_in_go() {
-    let loaded = load(&[
-        ("labelsForPV", "a: x\n<<: {a: z, b: w}\n"),
-        ("storageClassMap", FAST),
-    ]);
+    let loaded = load(&[("labelsForPV", "a: x\n<<: {a: z, b: w}\n"), ("storageClassMap", FAST)]);
     assert_eq!(loaded.config.labels_for_pv["a"], "z");
     assert_eq!(loaded.warnings[0].key, "labelsForPV.a");
-    assert_eq!(
-        sound(&[("labelsForPV", "<<: {a: z}\na: x\n")]).labels_for_pv["a"],
-        "x"
-    );
+    assert_eq!(sound(&[("labelsForPV", "<<: {a: z}\na: x\n")]).labels_for_pv["a"], "x");
     // Tagged as a string it is a key like any other, though no legal label.
     let tagged = load(&[("labelsForPV", "!!str <<: z\n")]);
     assert_eq!(tagged.problems[0].key, "labelsForPV.<<");
@@ -242,20 +222,16 @@ fn a_merge_after_a_field_overrides_it_as_in_go() {
 
 #[test]
 fn crlf_and_a_byte_order_mark() {
-    let class = class(
-        "\u{feff}fast:\r\n  hostDir: /mnt/fast\r\n  mountDir: \"/mnt/fast\"\r\n  namePattern: |-\r\n    sd*\r\n",
-    );
+    let class =
+        class("\u{feff}fast:\r\n  hostDir: /mnt/fast\r\n  mountDir: \"/mnt/fast\"\r\n  namePattern: |-\r\n    sd*\r\n");
     assert_eq!(class.host_dir.to_str(), Some("/mnt/fast"));
     assert_eq!(class.name_pattern.as_str(), "sd*");
     assert!(sound(&[("useNodeNameOnly", "yes\r\n")]).use_node_name_only);
-    let lines: Vec<_> = load(&[(
-        "storageClassMap",
-        "a:\r\n  hostDir: /a\r\n  mountDir: m\r\n",
-    )])
-    .problems
-    .iter()
-    .map(|problem| problem.line)
-    .collect();
+    let lines: Vec<_> = load(&[("storageClassMap", "a:\r\n  hostDir: /a\r\n  mountDir: m\r\n")])
+        .problems
+        .iter()
+        .map(|problem| problem.line)
+        .collect();
     assert_eq!(lines, [Some(3)]);
 }
 
@@ -310,11 +286,7 @@ fn alias_bombs_are_refused_at_once() {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
         bomb.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
     }
-    let long = format!(
-        "a: &a {}\nb: [{}]\n",
-        "x".repeat(1 << 20),
-        vec!["*a"; 100].join(", ")
-    );
+    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 100].join(", "));
     let merges = format!(
         "a: &a {{{}}}\nb: {{{}}}\n",
         "k: v, ".repeat(1000),
@@ -335,10 +307,7 @@ fn alias_bombs_are_refused_at_once() {
 fn deep_nesting_is_refused() {
     let mut levels = "a0: &a0 [[[[[[[[[[x]]]]]]]]]]\n".to_owned();
     for level in 1..10 {
-        levels.push_str(&format!(
-            "a{level}: &a{level} [[[[[[[[[[*a{}]]]]]]]]]]\n",
-            level - 1
-        ));
+        levels.push_str(&format!("a{level}: &a{level} [[[[[[[[[[*a{}]]]]]]]]]]\n", level - 1));
     }
     for text in [
         "[".repeat(100_000),
@@ -359,21 +328,13 @@ fn deep_nesting_is_refused() {
 #[test]
 fn common_slips_come_with_a_hint() {
     for (text, place, hint) in [
-        (
-            "a:\n  namePattern: *\n",
-            ":2: ",
-            "quote a text with special characters",
-        ),
+        ("a:\n  namePattern: *\n", ":2: ", "quote a text with special characters"),
         (
             "a:\n  namePattern: *.img\n",
             ":2: ",
             "quote a text with special characters",
         ),
-        (
-            "a:\n  hostDir: @a\n",
-            ":2: ",
-            "quote a text with special characters",
-        ),
+        ("a:\n  hostDir: @a\n", ":2: ", "quote a text with special characters"),
         ("a:\n\thostDir: /a\n", ":2: ", "indent with spaces"),
         (
             "a:\n  hostDir:/a\n  mountDir: /a\n",
@@ -385,11 +346,7 @@ fn common_slips_come_with_a_hint() {
             ":3: ",
             "a space follows each colon",
         ),
-        (
-            "a:\n  hostDir: /a\n  mountDir\n",
-            ":3: ",
-            "a space follows each colon",
-        ),
+        ("a:\n  hostDir: /a\n  mountDir\n", ":3: ", "a space follows each colon"),
     ] {
         let problems = class_problems(text);
         assert_eq!(problems.len(), 1, "{text:?}");

@@ -33,10 +33,7 @@ fn a_key_that_breaks_keeps_its_last_good_value() {
         assert_eq!(loaded.config, before, "{key}");
         assert_eq!(loaded.problems.len(), 1, "{key}");
         let (before, loaded) = edited(key, "");
-        assert_ne!(
-            loaded.config, before,
-            "{key}: an empty value is an edit, not an error"
-        );
+        assert_ne!(loaded.config, before, "{key}: an empty value is an edit, not an error");
     }
 }
 
@@ -82,11 +79,7 @@ fn a_new_class_does_not_push_out_an_old_one() {
     let text = "0: {hostDir: /0, mountDir: /b}\na: {hostDir: /a, mountDir: /a}\nb: {hostDir: /b, mountDir: /b}\n";
     let (before, loaded) = edited("storageClassMap", text);
     assert_eq!(loaded.config.classes, before.classes);
-    let classes: Vec<_> = loaded
-        .problems
-        .iter()
-        .map(|p| p.class.as_deref().unwrap())
-        .collect();
+    let classes: Vec<_> = loaded.problems.iter().map(|p| p.class.as_deref().unwrap()).collect();
     assert_eq!(classes, ["b", "0"]);
 }
 
