@@ -10,3 +10,5 @@ pub mod mounts;
 pub mod name_pattern;
 pub mod observed;
 pub mod reason;
+pub mod scrub;
+pub mod sys;
