@@ -88,19 +88,13 @@ impl Method {
 /// `Held`: there is no block device (`NotMounted`), it is mounted or held exclusively (`InUse`), or it is read-only.
 /// `Failed`: it cannot be opened.
 pub fn open_device(path: &Path) -> Result<File, ScrubError> {
-    let not_there =
-        |why: &str| ScrubError::Held(Held::NotMounted(format!("{} {why}", path.display())));
+    let not_there = |why: &str| ScrubError::Held(Held::NotMounted(format!("{} {why}", path.display())));
     let cannot_open = |error| failed(error, || format!("cannot open {path:?}"));
     // Opening a FIFO or a character device has effects; this does not open them, and stays on what it found.
-    let found =
-        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
-            match error {
-                Errno::NOENT => {
-                    not_there("does not exist, or is a symlink to something that does not")
-                }
-                error => cannot_open(error),
-            }
-        })?;
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
+        Errno::NOENT => not_there("does not exist, or is a symlink to something that does not"),
+        error => cannot_open(error),
+    })?;
     let status = rustix::fs::fstat(&found).map_err(cannot_open)?;
     if FileType::from_raw_mode(status.st_mode) != FileType::BlockDevice {
         return Err(not_there("is not a block device"));
@@ -113,9 +107,7 @@ pub fn open_device(path: &Path) -> Result<File, ScrubError> {
             "{} is mounted or held exclusively",
             path.display()
         )))),
-        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => {
-            Err(not_there("has no device behind it"))
-        }
+        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => Err(not_there("has no device behind it")),
         // EACCES is what a read-only device answers, but a filesystem mounted with nodev does so too.
         Err(Errno::ACCESS | Errno::PERM) if sysfs_says_read_only(status.st_rdev) => {
             Err(ScrubError::Held(Held::ReadOnly))
@@ -126,8 +118,7 @@ pub fn open_device(path: &Path) -> Result<File, ScrubError> {
 
 fn sysfs_says_read_only(device: u64) -> bool {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"))
-        .is_ok_and(|text| text.trim() == "1")
+    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
 /// Zeroes a device of `size_bytes` and verifies by samples that the zeros reached the medium.
@@ -146,13 +137,10 @@ pub fn zero(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<(), ScrubError> {
-    if sys::device_is_read_only(device)
-        .context("cannot ask whether the device is read-only (BLKROGET)")?
-    {
+    if sys::block_read_only(device.as_fd()).context("cannot ask whether the device is read-only (BLKROGET)")? {
         return Err(ScrubError::Held(Held::ReadOnly));
     }
-    let found = sys::device_size_bytes(device)
-        .context("cannot read the size of the device (BLKGETSIZE64)")?;
+    let found = sys::block_bytes(device.as_fd()).context("cannot read the size of the device (BLKGETSIZE64)")?;
     if found != size_bytes || found == 0 {
         return Err(ScrubError::Failed(anyhow!(
             "the device has {found} bytes, not {size_bytes}"
@@ -172,12 +160,7 @@ pub fn zero(
 /// # Errors
 ///
 /// `Failed`: misaligned, or the device cannot be written. `Cancelled`: the range is done up to some chunk, not flushed.
-pub fn zero_range(
-    device: &File,
-    range: Range<u64>,
-    progress: &Progress,
-    cancel: &Cancel,
-) -> Result<(), ScrubError> {
+pub fn zero_range(device: &File, range: Range<u64>, progress: &Progress, cancel: &Cancel) -> Result<(), ScrubError> {
     let block_bytes = logical_block_bytes(device)?;
     if !range.start.is_multiple_of(block_bytes) {
         return Err(ScrubError::Failed(anyhow!(
@@ -197,8 +180,7 @@ pub fn zero_range(
             .with_context(|| format!("cannot write zeros at offset {}", tail.start))?;
         progress.add(tail.end - tail.start);
     }
-    rustix::fs::fsync(device)
-        .map_err(|error| failed(error, || "cannot flush the device (fsync)".to_owned()))
+    rustix::fs::fsync(device).map_err(|error| failed(error, || "cannot flush the device (fsync)".to_owned()))
 }
 
 /// Steps through the range in chunks that end at multiples of the chunk size, falling back as the methods fail.
@@ -245,12 +227,7 @@ fn wipe(
     Ok(())
 }
 
-fn apply(
-    method: Method,
-    device: &File,
-    range: &Range<u64>,
-    zeros: &mut Option<AlignedBuffer>,
-) -> io::Result<()> {
+fn apply(method: Method, device: &File, range: &Range<u64>, zeros: &mut Option<AlignedBuffer>) -> io::Result<()> {
     match method {
         Method::PunchHole => {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -261,13 +238,11 @@ fn apply(
                 range.end - range.start,
             )?)
         }
-        Method::ZeroOut => sys::zero_out(device, range),
+        Method::ZeroOut => sys::zero_out(device.as_fd(), range).map_err(Into::into),
         Method::DirectWrite => {
             let _direct = Direct::set(device)?;
             #[allow(clippy::cast_possible_truncation)] // 4 MiB
-            let zeros = zeros.get_or_insert_with(|| {
-                AlignedBuffer::new(Method::DirectWrite.chunk_bytes() as usize)
-            });
+            let zeros = zeros.get_or_insert_with(|| AlignedBuffer::new(Method::DirectWrite.chunk_bytes() as usize));
             write_zeros(device, range, zeros.bytes())
         }
     }
@@ -276,9 +251,7 @@ fn apply(
 fn write_zeros(device: &File, range: &Range<u64>, zeros: &[u8]) -> io::Result<()> {
     let mut at = range.start;
     while at < range.end {
-        let length = usize::try_from(range.end - at)
-            .unwrap_or(usize::MAX)
-            .min(zeros.len());
+        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(zeros.len());
         match rustix::io::pwrite(device, &zeros[..length], at) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => at += written as u64,
@@ -290,11 +263,8 @@ fn write_zeros(device: &File, range: &Range<u64>, zeros: &[u8]) -> io::Result<()
 }
 
 fn logical_block_bytes(device: &File) -> Result<u64, ScrubError> {
-    let bytes = rustix::fs::ioctl_blksszget(device).map_err(|error| {
-        failed(error, || {
-            "cannot read the logical block size (BLKSSZGET)".to_owned()
-        })
-    })?;
+    let bytes = rustix::fs::ioctl_blksszget(device)
+        .map_err(|error| failed(error, || "cannot read the logical block size (BLKSSZGET)".to_owned()))?;
     Ok(u64::from(bytes).max(1))
 }
 

@@ -85,11 +85,7 @@ impl MountRoot {
     /// What reading the directory answers.
     pub fn is_untouched_since(&self, outcome: &FilesystemOutcome) -> std::io::Result<bool> {
         let status = open::status(&self.dir)?;
-        Ok(
-            ctime(&status) == outcome.ctime
-                && mtime(&status) == outcome.mtime
-                && self.is_empty()?,
-        )
+        Ok(ctime(&status) == outcome.ctime && mtime(&status) == outcome.mtime && self.is_empty()?)
     }
 
     /// A new open file description of the same directory, which shares no position with the others.
@@ -115,11 +111,7 @@ pub fn open_mount_root(mount_dir: &Path, entry: &OsStr) -> Result<MountRoot, Scr
     open_mount_root_by(Opener::new(), mount_dir, entry)
 }
 
-fn open_mount_root_by(
-    opener: Opener,
-    mount_dir: &Path,
-    entry: &OsStr,
-) -> Result<MountRoot, ScrubError> {
+fn open_mount_root_by(opener: Opener, mount_dir: &Path, entry: &OsStr) -> Result<MountRoot, ScrubError> {
     let path = mount_dir.join(entry);
     let name = component(entry)?;
     let parent = rustix::fs::open(
@@ -127,22 +119,14 @@ fn open_mount_root_by(
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map_err(|error| {
-        ScrubError::Held(Held::Unreadable(format!(
-            "{}: {error}",
-            mount_dir.display()
-        )))
+    .map_err(|error| ScrubError::Held(Held::Unreadable(format!("{}: {error}", mount_dir.display()))))?;
+    let not_mounted = |why: &str| ScrubError::Held(Held::NotMounted(format!("{} {why}", path.display())));
+    let dir = opener.open(&parent, &name, DIRECTORY).map_err(|error| match error {
+        Errno::NOENT => not_mounted("does not exist"),
+        Errno::LOOP => not_mounted("is a symlink"),
+        Errno::NOTDIR => not_mounted("is not a directory"),
+        error => failed(error, || format!("cannot open {path:?}")),
     })?;
-    let not_mounted =
-        |why: &str| ScrubError::Held(Held::NotMounted(format!("{} {why}", path.display())));
-    let dir = opener
-        .open(&parent, &name, DIRECTORY)
-        .map_err(|error| match error {
-            Errno::NOENT => not_mounted("does not exist"),
-            Errno::LOOP => not_mounted("is a symlink"),
-            Errno::NOTDIR => not_mounted("is not a directory"),
-            error => failed(error, || format!("cannot open {path:?}")),
-        })?;
     let examine = |error| failed(error, || format!("cannot examine {path:?}"));
     let status = open::status(&dir).map_err(examine)?;
     if !is_mount_root(&parent, &dir, &status).map_err(examine)? {
@@ -165,19 +149,14 @@ fn open_mount_root_by(
 fn component(entry: &OsStr) -> Result<CString, ScrubError> {
     let bytes = entry.as_bytes();
     if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/') {
-        return Err(ScrubError::Failed(anyhow!(
-            "{entry:?} is not the name of an entry"
-        )));
+        return Err(ScrubError::Failed(anyhow!("{entry:?} is not the name of an entry")));
     }
     CString::new(bytes).map_err(|_| ScrubError::Failed(anyhow!("{entry:?} contains a NUL byte")))
 }
 
 fn is_mount_root(parent: &OwnedFd, dir: &OwnedFd, status: &Statx) -> Result<bool, Errno> {
     // Since Linux 5.8 the kernel says so itself.
-    if status
-        .stx_attributes_mask
-        .contains(StatxAttributes::MOUNT_ROOT)
-    {
+    if status.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
     Ok(open::mount_id(dir, status)? != FileId::of(parent)?.mount())
@@ -200,9 +179,7 @@ pub fn filesystem(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<FilesystemOutcome, ScrubError> {
-    let failed = |what: &'static str| {
-        move |error: Errno| failed(error, || format!("cannot {what} {:?}", root.path))
-    };
+    let failed = |what: &'static str| move |error: Errno| failed(error, || format!("cannot {what} {:?}", root.path));
     let mount = rustix::fs::fstatvfs(root).map_err(failed("examine"))?;
     if mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Err(ScrubError::Held(Held::ReadOnly));
@@ -243,11 +220,8 @@ pub fn filesystem(
 }
 
 fn is_empty(root: &MountRoot) -> Result<bool, ScrubError> {
-    root.is_empty().map_err(|error| {
-        ScrubError::Failed(
-            anyhow::Error::new(error).context(format!("cannot read {:?}", root.path)),
-        )
-    })
+    root.is_empty()
+        .map_err(|error| ScrubError::Failed(anyhow::Error::new(error).context(format!("cannot read {:?}", root.path))))
 }
 
 fn ctime(status: &Statx) -> Stamp {

@@ -46,6 +46,32 @@ pub struct Snapshot {
     pub remaining: Option<Duration>,
 }
 
+impl std::fmt::Display for Snapshot {
+    /// Such as `35 % of 4096 MiB, 512 MiB/s, 5 s left`, or `1200 entries removed, 40000/s`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const MIB: f64 = 1_048_576.0;
+        #[allow(clippy::cast_precision_loss)]
+        let (done, total) = (self.done as f64, self.total.map(|total| total as f64));
+        match (self.unit, total) {
+            (Unit::Bytes, Some(total)) => {
+                write!(
+                    f,
+                    "{:.0} % of {:.0} MiB, {:.0} MiB/s",
+                    100.0 * done / total,
+                    total / MIB,
+                    self.per_second / MIB
+                )?;
+            }
+            (Unit::Bytes, None) => write!(f, "{:.0} MiB, {:.0} MiB/s", done / MIB, self.per_second / MIB)?,
+            (Unit::Entries, _) => write!(f, "{} entries removed, {:.0}/s", self.done, self.per_second)?,
+        }
+        match self.remaining {
+            Some(remaining) => write!(f, ", {} s left", remaining.as_secs()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Progress {
     /// A scrub that begins now. A `total` of 0 means that it is not known.
     #[must_use]
@@ -91,9 +117,9 @@ impl Progress {
             done.saturating_sub(self.0.inherited) as f64 / elapsed.as_secs_f64()
         };
         #[allow(clippy::cast_precision_loss)]
-        let remaining = total.filter(|_| per_second > 0.0).and_then(|total| {
-            Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok()
-        });
+        let remaining = total
+            .filter(|_| per_second > 0.0)
+            .and_then(|total| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok());
         Snapshot {
             unit: self.0.unit,
             done,
@@ -164,24 +190,13 @@ mod tests {
     fn without_a_total_or_before_the_first_step_there_is_no_estimate() {
         let progress = Progress::new(Unit::Entries, 0);
         progress.add(7);
-        assert_eq!(
-            progress.snapshot_after(Duration::from_secs(1)).remaining,
-            None
-        );
+        assert_eq!(progress.snapshot_after(Duration::from_secs(1)).remaining, None);
         assert_eq!(progress.snapshot_after(Duration::from_secs(1)).total, None);
         progress.set_total(10);
-        assert!(
-            progress
-                .snapshot_after(Duration::from_secs(1))
-                .remaining
-                .is_some()
-        );
+        assert!(progress.snapshot_after(Duration::from_secs(1)).remaining.is_some());
         assert_eq!(progress.snapshot_after(Duration::ZERO).remaining, None);
         let untouched = Progress::new(Unit::Entries, 10);
-        assert_eq!(
-            untouched.snapshot_after(Duration::from_secs(1)).remaining,
-            None
-        );
+        assert_eq!(untouched.snapshot_after(Duration::from_secs(1)).remaining, None);
     }
 
     #[test]

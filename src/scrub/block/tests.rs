@@ -43,8 +43,7 @@ fn chunks_end_at_multiples_and_cover_the_range() {
     assert_eq!(done[0].1.end, 64 * MIB);
     assert!(
         done.iter()
-            .all(|(method, chunk)| *method == Method::PunchHole
-                && chunk.end - chunk.start <= 64 * MIB)
+            .all(|(method, chunk)| *method == Method::PunchHole && chunk.end - chunk.start <= 64 * MIB)
     );
     let (done, result, _) = run(512..512, |_, _| Err(Errno::IO));
     result.unwrap();
@@ -70,10 +69,7 @@ fn what_a_device_does_not_know_is_not_tried_again() {
         .filter(|method| **method != Method::DirectWrite)
         .count();
     assert_eq!(commands, 2);
-    assert!(
-        done.iter()
-            .all(|(_, chunk)| chunk.end - chunk.start <= 4 * MIB)
-    );
+    assert!(done.iter().all(|(_, chunk)| chunk.end - chunk.start <= 4 * MIB));
 }
 
 #[test]
@@ -109,10 +105,7 @@ fn an_error_within_a_detour_does_not_end_the_better_method() {
     });
     result.unwrap();
     assert_covers(&done, 0..128 * MIB);
-    assert_eq!(
-        done.last().unwrap(),
-        &(Method::PunchHole, 64 * MIB..128 * MIB)
-    );
+    assert_eq!(done.last().unwrap(), &(Method::PunchHole, 64 * MIB..128 * MIB));
     assert_eq!(done.len(), 17);
 }
 
@@ -126,10 +119,7 @@ fn what_no_method_can_write_is_a_failure_with_its_offset() {
         }
     });
     let error = result.unwrap_err();
-    assert!(
-        error.to_string().contains(&format!("offset {}", 68 * MIB)),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&format!("offset {}", 68 * MIB)), "{error}");
     assert_covers(&done, 0..68 * MIB);
     let (_, result, _) = run(0..MIB, |_, _| Err(Errno::NOSPC));
     assert!(matches!(result, Err(ScrubError::Failed(_))));
@@ -178,18 +168,10 @@ fn every_method_writes_zeros() {
             continue;
         }
         rustix::fs::fsync(&held).unwrap();
-        assert!(
-            !rustix::fs::fcntl_getfl(&held)
-                .unwrap()
-                .contains(OFlags::DIRECT)
-        );
+        assert!(!rustix::fs::fcntl_getfl(&held).unwrap().contains(OFlags::DIRECT));
         let bytes = std::fs::read(&file).unwrap();
         for (index, byte) in bytes.iter().enumerate() {
-            let expected = if range.contains(&(index as u64)) {
-                0
-            } else {
-                0xaa
-            };
+            let expected = if range.contains(&(index as u64)) { 0 } else { 0xaa };
             assert_eq!(*byte, expected, "{method:?} at {index}");
         }
     }

@@ -79,9 +79,7 @@ fn check(device: &File, sample: &Range<u64>, buffer: &mut AlignedBuffer) -> Resu
         let length = length.min(bytes.len());
         let read = match rustix::io::pread(device, &mut bytes[..length], at) {
             Ok(0) => {
-                return Err(ScrubError::Failed(anyhow!(
-                    "the device ends at offset {at} already"
-                )));
+                return Err(ScrubError::Failed(anyhow!("the device ends at offset {at} already")));
             }
             Ok(read) => read,
             Err(Errno::INTR) => continue,
@@ -103,10 +101,7 @@ fn check(device: &File, sample: &Range<u64>, buffer: &mut AlignedBuffer) -> Resu
 fn samples(size_bytes: u64, align: u64, jitter: &mut dyn FnMut(u64) -> u64) -> Vec<Range<u64>> {
     let sample = |start: u64, length: u64| {
         let start = start - start % align;
-        start
-            ..start
-                .saturating_add(length.next_multiple_of(align))
-                .min(size_bytes)
+        start..start.saturating_add(length.next_multiple_of(align)).min(size_bytes)
     };
     let mut samples = vec![
         sample(0, EDGE_BYTES),
@@ -132,9 +127,7 @@ mod tests {
     #[test]
     fn the_edges_the_copies_and_every_stratum_are_read() {
         let size = 1024 * 1024 * MIB + 512 * 3;
-        let samples = samples(size, 4096, &mut |index| {
-            index.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        });
+        let samples = samples(size, 4096, &mut |index| index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let covers = |range: Range<u64>| {
             samples
                 .iter()
@@ -150,10 +143,7 @@ mod tests {
             let inside = |sample: &&Range<u64>| {
                 sample.start + 4096 >= index * stratum && sample.end <= (index + 1) * stratum + 4096
             };
-            assert!(
-                samples.iter().any(|sample| inside(&sample)),
-                "stratum {index}"
-            );
+            assert!(samples.iter().any(|sample| inside(&sample)), "stratum {index}");
         }
         for sample in &samples {
             assert_eq!(sample.start % 4096, 0);

@@ -44,12 +44,7 @@ impl FileId {
 /// statx of what a descriptor stands on.
 pub(super) fn status(fd: impl AsFd) -> Result<Statx, Errno> {
     let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    rustix::fs::statx(
-        fd,
-        c"",
-        AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
-        mask,
-    )
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, mask)
 }
 
 /// The mount id from statx, or, before Linux 5.8, from /proc.
@@ -58,8 +53,7 @@ pub(super) fn mount_id(fd: impl AsFd, status: &Statx) -> Result<u64, Errno> {
         return Ok(status.stx_mnt_id);
     }
     let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     mount_id_from_fdinfo(&text).ok_or(Errno::NOSYS)
 }
 
@@ -92,12 +86,7 @@ impl Opener {
     }
 
     /// Opens one component beneath a directory, which may be the root of another mount.
-    pub(super) fn open(
-        &self,
-        dir: impl AsFd,
-        name: &CStr,
-        flags: OFlags,
-    ) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, dir: impl AsFd, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.resolve(&dir, name, flags, ResolveFlags::BENEATH)
     }
 
@@ -133,13 +122,7 @@ impl Opener {
         Ok(fd)
     }
 
-    fn resolve(
-        &self,
-        dir: &impl AsFd,
-        name: &CStr,
-        flags: OFlags,
-        resolve: ResolveFlags,
-    ) -> Result<OwnedFd, Errno> {
+    fn resolve(&self, dir: &impl AsFd, name: &CStr, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = resolve | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..OPENAT2_ATTEMPTS {
@@ -187,17 +170,13 @@ mod tests {
         let root = rustix::fs::open("/", DIRECTORY, Mode::empty()).unwrap();
         for opener in [Opener::new(), Opener::component_wise()] {
             let mount = FileId::of(&dir).unwrap().mount();
-            let child = opener
-                .open_on_mount(&dir, c"directory", DIRECTORY, mount)
-                .unwrap();
+            let child = opener.open_on_mount(&dir, c"directory", DIRECTORY, mount).unwrap();
             let parent = opener.open_parent(&child, mount).unwrap();
             assert_eq!(FileId::of(&parent).unwrap(), FileId::of(&dir).unwrap());
             let refused = opener.open(&dir, c"link", DIRECTORY).unwrap_err();
             assert!(matches!(refused, Errno::LOOP | Errno::NOTDIR), "{refused}");
             let mount = FileId::of(&root).unwrap().mount();
-            let refused = opener
-                .open_on_mount(&root, c"proc", DIRECTORY, mount)
-                .unwrap_err();
+            let refused = opener.open_on_mount(&root, c"proc", DIRECTORY, mount).unwrap_err();
             assert_eq!(refused, Errno::XDEV);
             opener.open(&root, c"proc", DIRECTORY).unwrap();
         }

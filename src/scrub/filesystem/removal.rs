@@ -102,8 +102,7 @@ impl<'a> Removal<'a> {
         progress: &'a Progress,
         cancel: &'a Cancel,
     ) -> Result<Self, ScrubError> {
-        let id = FileId::of(&root)
-            .map_err(|error| failed(error, || format!("cannot examine {path:?}")))?;
+        let id = FileId::of(&root).map_err(|error| failed(error, || format!("cannot examine {path:?}")))?;
         Ok(Self {
             path,
             opener,
@@ -138,9 +137,7 @@ impl<'a> Removal<'a> {
     fn restart(&mut self) -> Result<(), ScrubError> {
         self.levels.clear();
         self.forgotten = false;
-        self.root
-            .rewind()
-            .map_err(|error| self.failed("read", None, error))
+        self.root.rewind().map_err(|error| self.failed("read", None, error))
     }
 
     fn current(&self) -> &Level {
@@ -182,9 +179,7 @@ impl<'a> Removal<'a> {
             };
             let name = entry.file_name();
             if name != c"." && name != c".." {
-                self.cancel
-                    .check()
-                    .map_err(|_| (None, Obstacle::Cancelled))?;
+                self.cancel.check().map_err(|_| (None, Obstacle::Cancelled))?;
                 match self.remove(dir, name, entry.file_type()) {
                     Ok(Entry::Removed) => self.count(),
                     Ok(Entry::Occupied) => batch.occupied.push(name),
@@ -228,22 +223,16 @@ impl<'a> Removal<'a> {
     /// Clears the flags that forbid the removal of an entry, on it and on its directory.
     fn unlock(&self, dir: &OwnedFd, name: &CStr) -> Result<Option<Unlocked>, Obstacle> {
         attributes::clear_locks(dir).map_err(Obstacle::Unlock)?;
-        let opened = match self
-            .opener
-            .open_on_mount(dir, name, OFlags::PATH, self.root.id.mount())
-        {
+        let opened = match self.opener.open_on_mount(dir, name, OFlags::PATH, self.root.id.mount()) {
             Ok(opened) => opened,
             Err(Errno::XDEV) => return Err(Obstacle::Mount),
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(Obstacle::Unlock(error)),
         };
-        let is_directory = rustix::fs::fstat(&opened)
-            .is_ok_and(|status| FileType::from_raw_mode(status.st_mode).is_dir());
+        let is_directory =
+            rustix::fs::fstat(&opened).is_ok_and(|status| FileType::from_raw_mode(status.st_mode).is_dir());
         if is_directory {
-            let child = match self
-                .opener
-                .open_on_mount(dir, name, DIRECTORY, self.root.id.mount())
-            {
+            let child = match self.opener.open_on_mount(dir, name, DIRECTORY, self.root.id.mount()) {
                 Ok(child) => child,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 Err(error) => return Err(Obstacle::Unlock(error)),
@@ -258,9 +247,7 @@ impl<'a> Removal<'a> {
     }
 
     fn is_mount_point(&self, dir: &OwnedFd, name: &CStr) -> bool {
-        let opened = self
-            .opener
-            .open_on_mount(dir, name, OFlags::PATH, self.root.id.mount());
+        let opened = self.opener.open_on_mount(dir, name, OFlags::PATH, self.root.id.mount());
         matches!(opened, Err(Errno::XDEV))
     }
 
@@ -303,10 +290,7 @@ impl<'a> Removal<'a> {
             self.levels.clear();
             return Ok(false);
         }
-        let dir = self
-            .current()
-            .dir()
-            .map_err(|error| self.failed("read", None, error))?;
+        let dir = self.current().dir().map_err(|error| self.failed("read", None, error))?;
         match self.remove(dir, &child.name, FileType::Directory) {
             Ok(Entry::Removed) => self.count(),
             Ok(Entry::Occupied) if self.is_same(dir, &child) => {
@@ -327,9 +311,9 @@ impl<'a> Removal<'a> {
 
     /// Whether the entry is still the directory that was emptied.
     fn is_same(&self, dir: &OwnedFd, child: &Level) -> bool {
-        let opened =
-            self.opener
-                .open_on_mount(dir, &child.name, OFlags::PATH, self.root.id.mount());
+        let opened = self
+            .opener
+            .open_on_mount(dir, &child.name, OFlags::PATH, self.root.id.mount());
         opened.and_then(FileId::of).is_ok_and(|id| id == child.id)
     }
 
@@ -339,9 +323,7 @@ impl<'a> Removal<'a> {
         let Some(parent) = self.levels.back_mut().filter(|parent| parent.dir.is_none()) else {
             return Ok(true);
         };
-        let opened = child
-            .dir()
-            .and_then(|dir| self.opener.open_parent(dir, mount));
+        let opened = child.dir().and_then(|dir| self.opener.open_parent(dir, mount));
         let result = match opened.and_then(|dir| Ok((FileId::of(&dir)?, dir))) {
             Ok((id, dir)) if id == parent.id => {
                 let sought = rustix::fs::seek(&dir, SeekFrom::Start(parent.batch_offset));
@@ -412,7 +394,11 @@ impl Obstacle {
             Self::Cancelled => ScrubError::Cancelled,
             Self::Read(error) => walk.failed("read", name, error),
             Self::Remove(error) => walk.failed("remove", name, error),
-            Self::Unlock(error) => walk.failed("clear the immutable or append-only flag (CAP_LINUX_IMMUTABLE; or use chattr -ia) of", name, error),
+            Self::Unlock(error) => walk.failed(
+                "clear the immutable or append-only flag (CAP_LINUX_IMMUTABLE; or use chattr -ia) of",
+                name,
+                error,
+            ),
         }
     }
 }
