@@ -135,6 +135,7 @@ impl Cluster {
             "pods -l e2e=tenant",
             "pvc -l e2e=tenant",
             "jobs --all",
+            "events --all",
             "validatingadmissionpolicybinding --all",
         ] {
             let mut args = vec![
@@ -156,8 +157,11 @@ impl Cluster {
         self.await_some("the end of all PVs", RECYCLE, || {
             self.pvs().is_empty().then_some(())
         });
+        // What failed tests left on the disks and beside them.
+        let script = "find /var/local/kubevirt-storage/local-volume/ -mindepth 2 -maxdepth 2 -exec rm -rf {} + && \
+                      find /mnt/local-storage/local -mindepth 1 -maxdepth 1 ! -name 'disk*' -exec rmdir {} +";
         for node in self.nodes() {
-            self.on_node(&node, &["sh", "-c", "rm -rf /var/local/kubevirt-storage/local-volume/disk*/* /var/local/kubevirt-storage/local-volume/disk*/.[!.]*"]);
+            self.on_node(&node, &["sh", "-c", script]);
         }
     }
 
@@ -433,13 +437,18 @@ impl Cluster {
         }
     }
 
-    /// Whether a Job of this name was made and has run to its end, as the events tell.
-    pub fn job_completed(&self, name: &str) -> bool {
+    /// Waits for the event of a Job that has run to its end; the Job itself is deleted by then.
+    pub fn await_job(&self, name: &str) {
         let selector =
             format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
-        !self
-            .list(&["events", "--field-selector", &selector])
-            .is_empty()
+        self.await_some(
+            &format!("Job {name} to complete"),
+            Duration::from_secs(10),
+            || {
+                let events = self.list(&["events", "--field-selector", &selector]);
+                (!events.is_empty()).then_some(())
+            },
+        );
     }
 
     /// Mounts a new tmpfs of 64 MiB; dropped, it is unmounted.
