@@ -1,15 +1,41 @@
 //! The configuration: a directory of files (a ConfigMap volume) whose names are keys and whose contents are YAML values.
+//!
+//! Each key is parsed for itself and each class for itself: what is broken becomes a [`Problem`], the rest is used.
+//! [`parse`] is the pure core; [`load_directory`] and [`load_manifest`] read a ConfigMap volume and a manifest for it.
+//! After an edit, [`Loaded::keep_last_good`] fills the gaps from the configuration that was in use.
+
+mod class;
+mod cleaner;
+mod directory;
+pub mod duration;
+mod manifest;
+pub mod names;
+mod path;
+mod raw;
+mod reload;
+mod scalar;
+mod selector;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod yaml;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
 
+pub use self::cleaner::Cleaner;
+pub use self::directory::load_directory;
+pub use self::manifest::{load_manifest, parse_manifest};
+pub use self::path::clean;
+pub use self::settings::parse;
 use crate::name_pattern::NamePattern;
 
 /// The configuration, validated. Classes that are broken are not in it; [`Loaded::problems`] says why.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `storageClassMap`: the classes by name.
     pub classes: BTreeMap<String, Class>,
@@ -31,6 +57,26 @@ pub struct Config {
     pub remove_node_not_ready_taint: bool,
     /// `provisionerNotReadyNodeTaintKey`: that taint's key.
     pub provisioner_not_ready_node_taint_key: String,
+}
+
+/// The classic program's default of `minResyncPeriod`.
+const DEFAULT_MIN_RESYNC_PERIOD: Duration = Duration::from_secs(5 * 60);
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            classes: BTreeMap::new(),
+            node_labels_for_pv: Vec::new(),
+            labels_for_pv: BTreeMap::new(),
+            use_job_for_cleaning: false,
+            job_tolerations: Vec::new(),
+            min_resync_period: DEFAULT_MIN_RESYNC_PERIOD,
+            use_node_name_only: false,
+            set_pv_owner_ref: false,
+            remove_node_not_ready_taint: false,
+            provisioner_not_ready_node_taint_key: String::new(),
+        }
+    }
 }
 
 /// One class: a key of `storageClassMap`.
@@ -73,7 +119,7 @@ pub struct Problem {
     pub file: String,
     /// Where in it, counted from 1.
     pub line: Option<u64>,
-    /// The key or the path to it, such as `storageClassMap.fast.hostDir`.
+    /// The key or the path to it, such as `storageClassMap.fast.hostDir`; empty if nothing at all could be read.
     pub key: String,
     /// The class that is broken by it, if it is one class.
     pub class: Option<String>,
@@ -90,4 +136,25 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// What was accepted but looks wrong, such as unknown keys.
     pub warnings: Vec<Problem>,
+}
+
+impl Problem {
+    /// The top-level key that it concerns, such as `storageClassMap`; empty if nothing at all could be read.
+    pub fn top_key(&self) -> &str {
+        self.key.split(['.', '[']).next().unwrap_or_default()
+    }
+}
+
+/// `FILE:LINE: KEY: MESSAGE`, without what is not known.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
 }

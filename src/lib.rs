@@ -4,9 +4,32 @@
 //! [`cluster::Cluster`], [`plan`] decides over both as a pure function, and `apply` carries the decisions out. A wake
 //! (a mount, an inotify event, a watch event, a timer) only says "look again"; no decision is taken from its contents.
 
+pub mod api;
+pub mod capacity;
+pub mod cli;
+pub mod cluster;
 pub mod config;
+pub mod devices;
+pub mod events;
+pub mod http;
 pub mod identity;
+pub mod lock;
+pub mod memory;
+pub mod metrics;
 pub mod mounts;
 pub mod name_pattern;
+pub mod names;
 pub mod observed;
+pub mod plan;
+pub mod probe;
+pub mod pv;
 pub mod reason;
+pub mod recycle;
+pub mod run;
+pub mod scan;
+pub mod scrub;
+pub mod settings;
+pub mod store;
+pub mod sys;
+pub mod wakes;
+pub mod watch;

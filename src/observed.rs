@@ -45,14 +45,15 @@ impl Default for HostView {
     }
 }
 
-/// A mount whose mount point contains `/pods/<uid>/volumes/kubernetes.io~local-volume/<pv>`.
+/// A mount whose mount point contains `/pods/<uid>/volumes/kubernetes.io~local-volume/<pv>`, or is one of a `subPath` of
+/// such a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodMount {
     /// UID of the pod.
     pub pod_uid: String,
     /// Name of the PersistentVolume that the pod mounted.
     pub pv: String,
-    /// `st_dev` of what is mounted there.
+    /// Device number of the filesystem that is mounted there, as the mount table shows it.
     pub dev: u64,
     /// The mounted subtree of that filesystem (mountinfo's root field).
     pub subtree: PathBuf,
@@ -111,7 +112,8 @@ pub enum EntryKind {
 /// A directory that is the root of a mount.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MountFacts {
-    /// `st_dev` of the mount root.
+    /// Device number of the filesystem as the mount table shows it, comparable with [`PodMount::dev`]. It is the `st_dev`
+    /// of its files except on btrfs, where every subvolume has another.
     pub dev: u64,
     /// The mounted subtree of the filesystem (mountinfo's root field); `/` unless it is a bind mount.
     pub subtree: PathBuf,
@@ -142,8 +144,9 @@ pub struct DeviceFacts {
     pub read_only: bool,
     /// What identifies the storage; an error text where it could not be read.
     pub id: Result<VolumeId, String>,
-    /// Keys under which the same storage could be met again through another node or link: the whole disk's and the
-    /// partition's dev_t, the loop backing file, the WWN.
+    /// Keys under which the same storage could be met again through another node or link (dev_t, loop backing file,
+    /// WWN). Two devices that share a key are the same storage, in part or as a whole: a disk has the keys of its
+    /// partitions, too, a partition only its own.
     pub storage_keys: Vec<String>,
     /// What uses it now. Empty if nothing does; `None` if that was not probed (a published device is never probed:
     /// mkfs in a pod would fail by chance).

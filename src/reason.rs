@@ -134,6 +134,10 @@ pub enum Held {
     UnknownUse,
     /// It was bound when its PV vanished, and its claim may bind again to a PV of that name.
     ClaimMayLive(String),
+    /// Its PV, with policy Retain, was deleted: the data is kept.
+    RetainGone,
+    /// A PV that another program made stands for this path.
+    ForeignPv(String),
     /// In phase Failed.
     PhaseFailed,
     /// Another program's finalizer keeps the PV.
@@ -147,7 +151,14 @@ pub enum Held {
     /// The blind node's rest after a release, and again after the scrub.
     Resting(String),
     /// The last scrub failed; it is tried again.
-    ScrubFailed(String),
+    ScrubFailed {
+        /// Why.
+        error: String,
+        /// How many times in a row.
+        failures: u32,
+    },
+    /// What must be written on its PV may not be written.
+    NotPermitted(String),
 }
 
 impl Held {
@@ -169,13 +180,16 @@ impl Held {
             Self::Kept => "kept",
             Self::UnknownUse => "unknown-use",
             Self::ClaimMayLive(_) => "claim-may-live",
+            Self::RetainGone => "retain-gone",
+            Self::ForeignPv(_) => "foreign-pv",
             Self::PhaseFailed => "phase-failed",
             Self::ForeignFinalizer(_) => "foreign-finalizer",
             Self::JobRunning(_) => "job-running",
             Self::CleanerUnavailable(_) => "cleaner-unavailable",
             Self::Unreadable(_) => "unreadable",
             Self::Resting(_) => "resting",
-            Self::ScrubFailed(_) => "scrub-failed",
+            Self::ScrubFailed { .. } => "scrub-failed",
+            Self::NotPermitted(_) => "not-permitted",
         }
     }
 }
@@ -206,13 +220,16 @@ impl fmt::Display for Held {
                 "it cannot be known whether it was ever bound; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
             ),
             Self::ClaimMayLive(claim) => write!(f, "its PV vanished while bound, and claim {claim} may bind to the next PV of that name; delete the claim"),
+            Self::RetainGone => write!(f, "its PV had reclaim policy Retain and was deleted, so the data is kept; unmount it, and mount it again once it may be published"),
+            Self::ForeignPv(pv) => write!(f, "PV {pv} of another program stands for this path; delete that PV if it should not"),
             Self::PhaseFailed => write!(f, "the PV is in phase Failed; delete it to have the volume scrubbed and published again"),
             Self::ForeignFinalizer(finalizers) => write!(f, "another program's finalizer keeps its PV: {finalizers}"),
             Self::JobRunning(job) => write!(f, "cleaning Job {job} is at work on it"),
             Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),
             Self::Unreadable(error) => write!(f, "cannot be examined: {error}"),
             Self::Resting(until) => write!(f, "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"),
-            Self::ScrubFailed(error) => write!(f, "{error}"),
+            Self::ScrubFailed { error, .. } => write!(f, "{error}"),
+            Self::NotPermitted(what) => write!(f, "not permitted: {what}"),
         }
     }
 }

@@ -1,0 +1,192 @@
+//! Calls of the API server: the client, its deadline, what may be done, and the writes with their preconditions.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::client::ClientBuilder;
+use kube::core::Status;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tower::timeout::TimeoutLayer;
+
+use crate::cluster::Mode;
+use crate::names;
+use crate::plan::{PvPatch, PvRef};
+
+/// How long a request may take until its response's headers; watches live on. Nine seconds, to tell it in logs from the
+/// many timeouts of 10 s around.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(9);
+
+/// Connects: KUBECONFIG if set, else the Pod's service account.
+///
+/// # Errors
+/// Neither is there, or what is there cannot be used.
+pub async fn connect() -> anyhow::Result<Client> {
+    let config = if std::env::var_os("KUBECONFIG").is_some() {
+        Config::from_kubeconfig(&kube::config::KubeConfigOptions::default()).await.context("KUBECONFIG cannot be used")?
+    } else {
+        Config::incluster().context("KUBECONFIG is not set, and this is no Pod with a service account")?
+    };
+    client(config)
+}
+
+/// A client whose requests have a deadline and are never retried behind our back.
+///
+/// # Errors
+/// The configuration cannot be used, such as a broken certificate.
+pub fn client(mut config: Config) -> anyhow::Result<Client> {
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.write_timeout = Some(REQUEST_TIMEOUT);
+    let builder = ClientBuilder::try_from(config).context("the Kubernetes client cannot be made")?;
+    Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT)).build())
+}
+
+/// How a write ended, in the terms that decide what comes next.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The object is not as it was when the decision was made: look again.
+    #[error("it has changed meanwhile")]
+    Conflict,
+    /// The object is not there.
+    #[error("it does not exist")]
+    Absent,
+    /// An object of that name exists.
+    #[error("it exists already")]
+    Exists,
+    /// The server refuses for good: not permitted.
+    #[error("not permitted: {0}")]
+    Forbidden(String),
+    /// Anything else: tried again later.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(err: kube::Error) -> Self {
+        match err {
+            kube::Error::Api(status) => Self::from(*status),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+impl From<Status> for WriteError {
+    fn from(status: Status) -> Self {
+        match (status.code, status.reason.as_str()) {
+            (409, "AlreadyExists") => Self::Exists,
+            (409, _) => Self::Conflict,
+            (404, _) => Self::Absent,
+            (403, _) => Self::Forbidden(status.message),
+            (code, reason) => Self::Other(format!("{} ({code} {reason})", status.message)),
+        }
+    }
+}
+
+/// An error with all its causes.
+fn chain(err: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// Creates a PV.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<PersistentVolume, WriteError> {
+    Ok(Api::all(client.clone()).create(&PostParams::default(), pv).await?)
+}
+
+/// Changes a PV, if it is still the one and as it was.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<PersistentVolume, WriteError> {
+    let api: Api<PersistentVolume> = Api::all(client.clone());
+    let body = merge_patch(pv, patch);
+    Ok(api.patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body)).await?)
+}
+
+/// The merge patch: with the UID and resourceVersion that the decision was made on.
+#[must_use]
+pub fn merge_patch(pv: &PvRef, patch: &PvPatch) -> Value {
+    let mut metadata = json!({"uid": pv.uid, "resourceVersion": pv.resource_version});
+    if let Some(value) = &patch.node_label {
+        metadata["labels"] = json!({names::NODE_LABEL: value});
+    }
+    if !patch.annotations.is_empty() {
+        metadata["annotations"] = json!(patch.annotations);
+    }
+    if let Some(finalizers) = &patch.finalizers {
+        metadata["finalizers"] = json!(finalizers);
+    }
+    let mut body = json!({"metadata": metadata});
+    if let Some(capacity) = &patch.capacity {
+        body["spec"] = json!({"capacity": {"storage": capacity}});
+    }
+    body
+}
+
+/// Deletes a PV, if it is still the one and as it was. `None`: it is gone; else it is as returned, with finalizers.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolume>, WriteError> {
+    let api: Api<PersistentVolume> = Api::all(client.clone());
+    let preconditions = Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.resource_version.clone()) };
+    let params = DeleteParams { preconditions: Some(preconditions), ..Default::default() };
+    Ok(api.delete(&pv.name, &params).await?.left())
+}
+
+/// Finds out whether PersistentVolumes may be patched: by asking, or where asking is refused, by trying with a PV that
+/// does not exist and `dryRun` (403 = no, 404 = yes).
+///
+/// # Errors
+/// The server did not answer.
+pub async fn mode(client: &Client) -> Result<Mode, WriteError> {
+    match may(client, "patch", "", "persistentvolumes", None).await {
+        Ok(true) => return Ok(Mode::Patch),
+        Ok(false) => return Ok(Mode::Classic),
+        Err(WriteError::Forbidden(_) | WriteError::Absent) => {}
+        Err(err) => return Err(err),
+    }
+    let api: Api<PersistentVolume> = Api::all(client.clone());
+    let params = PatchParams { dry_run: true, ..Default::default() };
+    let probe = api.patch("local-volume-provisioner-probe", &params, &Patch::Merge(json!({"metadata": {}}))).await;
+    match probe.map_err(WriteError::from) {
+        Ok(_) | Err(WriteError::Absent | WriteError::Conflict) => Ok(Mode::Patch),
+        Err(WriteError::Forbidden(_)) => Ok(Mode::Classic),
+        Err(err) => Err(err),
+    }
+}
+
+/// Asks the API server whether this user may do something (SelfSubjectAccessReview).
+///
+/// # Errors
+/// The server did not answer, or refuses to be asked.
+pub async fn may(client: &Client, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> Result<bool, WriteError> {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.into()),
+                group: Some(group.into()),
+                resource: Some(resource.into()),
+                namespace: namespace.map(str::to_owned),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let answer = api.create(&PostParams::default(), &review).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}

@@ -1,0 +1,253 @@
+//! The command line.
+
+mod classic;
+mod dry_run;
+mod table;
+mod validate;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing::{info, warn};
+
+use crate::plan::Limits;
+use crate::scan::ScanSettings;
+use crate::settings::Settings;
+
+/// Publishes the mount points and block devices of a node as local PersistentVolumes, and scrubs them when they are
+/// released.
+#[derive(Debug, Parser)]
+#[command(
+    name = "local-volume-provisioner",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command it is the daemon of one node, as in a DaemonSet. To see what it would publish from a directory of this machine, without a cluster:\n\n    local-volume-provisioner plan --host-dir /mnt/disks --class fast"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon of one node (the same as no command)
+    Run(Box<RunArgs>),
+    /// Show every entry of the discovery directories with what it is and why, and the PVs it would become
+    Plan(dry_run::PlanArgs),
+    /// Check a ConfigMap manifest or a configuration directory, without a cluster
+    Validate(validate::ValidateArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The daemon's flags. Durations are Go durations, such as 10s or 1m30s.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Serve /metrics, /ready, /readyz and /livez here; empty: nowhere
+    #[arg(long, default_value = ":8080", value_name = "ADDRESS")]
+    listen_address: String,
+    /// Serve the metrics at this path
+    #[arg(long, default_value = "/metrics", value_name = "PATH")]
+    metrics_path: String,
+    /// Look at the directories at least this often; changes are seen at once without it
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    discovery_period: Duration,
+    /// Withdraw the unused PV of a volume that has been missing for this long
+    #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = duration)]
+    grace_period: Duration,
+    /// Scrub this many volumes at once
+    #[arg(long, default_value_t = 4, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    scrub_concurrency: u16,
+    /// Take a disk for unresponsive when a system call on it takes this long
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration)]
+    syscall_timeout: Duration,
+    /// The host's mount table, which shows what pods have mounted
+    #[arg(long, default_value = "/host/mountinfo", value_name = "FILE")]
+    host_mountinfo: PathBuf,
+    /// The configuration: the ConfigMap, mounted as a volume
+    #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
+    config_dir: PathBuf,
+    /// How log lines are written
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
+    /// Log level: 0 to 3 are info, 4 and 5 debug, 6 and more trace
+    #[arg(short, long, default_value_t = 2, value_name = "LEVEL")]
+    v: u8,
+    #[command(flatten)]
+    classic: classic::Ignored,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::config::duration::parse(text).map_err(|error| error.to_string())
+}
+
+/// The program: parses the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse_from(classic::two_dashes(std::env::args_os()));
+    let result = match cli.command {
+        None => run(&cli.run),
+        Some(Command::Run(args)) => run(&args),
+        Some(Command::Plan(args)) => dry_run::run(&args),
+        Some(Command::Validate(args)) => validate::run(&args),
+        Some(Command::Completions { shell }) => {
+            let mut command = <Cli as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "local-volume-provisioner", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("local-volume-provisioner: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// A runtime for a client: everything that blocks has threads of its own, so one thread is enough.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Looks, and scrubs, of which there are as many as --scrub-concurrency says.
+        .thread_keep_alive(Duration::from_secs(10))
+        .thread_stack_size(512 << 10)
+        .build()
+        .context("the async runtime cannot be started")
+}
+
+fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    log_to_stderr(args);
+    let settings = settings(args)?;
+    runtime()?.block_on(async {
+        let client = crate::api::connect().await?;
+        info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, "starting");
+        crate::run::run(settings, client, signalled()?).await
+    })?;
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends with SIGTERM or SIGINT. As PID 1 of a container a process gets no signal that it does not handle.
+fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut int = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let Some(node_name) = variable("MY_NODE_NAME") else {
+        bail!("MY_NODE_NAME is not set: set it to the node's name (in a Pod: fieldRef spec.nodeName)");
+    };
+    let namespace = variable("MY_NAMESPACE").unwrap_or_else(|| {
+        warn!("MY_NAMESPACE is not set: cleaning Jobs are looked for in namespace default");
+        "default".into()
+    });
+    Ok(Settings {
+        node_name,
+        namespace,
+        config_dir: args.config_dir.clone(),
+        listen_address: address(&args.listen_address)?,
+        metrics_path: args.metrics_path.clone(),
+        limits: Limits {
+            grace_period: args.grace_period,
+            discovery_period: args.discovery_period,
+            scrub_concurrency: usize::from(args.scrub_concurrency),
+        },
+        scan: ScanSettings {
+            syscall_timeout: args.syscall_timeout,
+            host_mountinfo: args.host_mountinfo.clone(),
+            ..ScanSettings::default()
+        },
+    })
+}
+
+/// An address as Go takes it: without a host it is every address of the machine.
+fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost:", "127.0.0.1:") };
+    full.parse().map(Some).with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
+}
+
+fn log_to_stderr(args: &RunArgs) {
+    use tracing_subscriber::EnvFilter;
+    let level = match args.v {
+        0..=3 => "info",
+        4..=5 => "debug",
+        _ => "trace",
+    };
+    // The client logs every refused request as an error, and so do we, with what follows from it.
+    let fallback = || EnvFilter::new(format!("{level},kube_client=off,hyper=info,hyper_util=info,rustls=info,tower=info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| fallback());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match args.log_format {
+        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        let args = std::iter::once("local-volume-provisioner").chain(args.iter().copied());
+        Cli::try_parse_from(classic::two_dashes(args.map(Into::into)))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn classic_command_lines_are_taken() {
+        for args in [
+            &["-v=2", "--logtostderr"][..],
+            &["--v", "4", "-alsologtostderr=true", "--vmodule=a=1"],
+            &["-stderrthreshold=INFO", "-log_file", "/tmp/x", "--config-sync-period", "5s"],
+            &["-discovery-period=1m30s", "-listen-address", ":9090"],
+            &["--legacy_stderr_threshold_behavior=false", "-one_output"],
+        ] {
+            assert!(parse(args).is_ok(), "{args:?}: {:?}", parse(args).err());
+        }
+        let cli = parse(&["-discovery-period=1m30s", "-v=4"]).unwrap();
+        assert_eq!((cli.run.discovery_period, cli.run.v), (Duration::from_secs(90), 4));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for args in [&["--discovery-period=10"][..], &["--nonsense"], &["--scrub-concurrency=0"], &["-discovery"], &["plam"]] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_those_of_go() {
+        assert_eq!(address(":8080").unwrap().unwrap().to_string(), "0.0.0.0:8080");
+        assert_eq!(address("localhost:1").unwrap().unwrap().to_string(), "127.0.0.1:1");
+        assert_eq!(address("").unwrap(), None);
+        assert!(address("8080").is_err());
+    }
+}

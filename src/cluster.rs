@@ -1,0 +1,376 @@
+//! What the API server says, cut down to what is used: own PersistentVolumes, the StorageClasses, the own Node, own Jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::storage::v1 as storage;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::config::VolumeMode;
+use crate::names;
+
+/// What the provisioner may do with PersistentVolumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Patch is permitted: finalizers and marks make the API server the ledger.
+    Patch,
+    /// Only create and delete are (the built-in role `system:persistent-volume-provisioner`).
+    Classic,
+}
+
+/// Everything the API server says that concerns this node.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// PVs by name: ours, and foreign ones that stand in the way of an entry.
+    pub pvs: BTreeMap<String, Pv>,
+    /// StorageClasses by name.
+    pub storage_classes: BTreeMap<String, StorageClass>,
+    /// The own Node.
+    pub node: Option<Node>,
+    /// PVs (by name) that a cleaning Job is at work for, and the Job's name.
+    pub jobs: BTreeMap<String, String>,
+    /// Names of PVs that exist and belong to another node, path or class.
+    pub names_taken: BTreeSet<String>,
+}
+
+/// The own Node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// All its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// The value of the label `kubernetes.io/hostname`, which may differ from the node's name.
+    #[must_use]
+    pub fn hostname(&self) -> Option<&str> {
+        self.labels.get(names::HOSTNAME_LABEL).map(String::as_str)
+    }
+}
+
+impl From<&core::Node> for Node {
+    fn from(node: &core::Node) -> Self {
+        Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What is used of a StorageClass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageClass {
+    /// `reclaimPolicy`; Delete when absent.
+    pub reclaim_policy: String,
+    /// `mountOptions`.
+    pub mount_options: Vec<String>,
+}
+
+impl From<&storage::StorageClass> for StorageClass {
+    fn from(class: &storage::StorageClass) -> Self {
+        Self {
+            reclaim_policy: class.reclaim_policy.clone().unwrap_or_else(|| "Delete".into()),
+            mount_options: class.mount_options.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// The PV that a cleaning Job is for, if it is one of ours and has not ended. "Ended" is Complete or Failed with no
+/// active pod; a Job that is being deleted in the foreground keeps its status, so the object may outlive its work.
+#[must_use]
+pub fn job_at_work(job: &Job) -> Option<(String, String)> {
+    let name = job.metadata.name.clone()?;
+    let labels = job.metadata.labels.as_ref();
+    let pv = labels
+        .and_then(|labels| labels.get("pv").cloned())
+        .or_else(|| name.strip_prefix("cleanup-").map(str::to_owned))?;
+    let status = job.status.as_ref();
+    let active = status.and_then(|status| status.active).unwrap_or(0) > 0;
+    let ended = status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
+        conditions
+            .iter()
+            .any(|condition| (condition.type_ == "Complete" || condition.type_ == "Failed") && condition.status == "True")
+    });
+    (active || !ended).then_some((pv, name))
+}
+
+/// `status.phase` of a PV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not looked at by the controller yet.
+    Pending,
+    /// Free.
+    Available,
+    /// Bound to a claim.
+    Bound,
+    /// Its claim is gone.
+    Released,
+    /// Its reclamation failed.
+    Failed,
+}
+
+/// `spec.claimRef` of a PV.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRef {
+    /// Namespace of the claim.
+    pub namespace: String,
+    /// Name of the claim.
+    pub name: String,
+    /// UID of the claim; empty while only prebound by hand.
+    pub uid: String,
+}
+
+impl std::fmt::Display for ClaimRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether a PV is known to have ever been bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It was bound.
+    Used,
+    /// It never was.
+    Unused,
+    /// Nobody can say.
+    Unknown,
+}
+
+/// What is used of a PersistentVolume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pv {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// `metadata.finalizers`.
+    pub finalizers: Vec<String>,
+    /// Label [`names::NODE_LABEL`].
+    pub node_label: Option<String>,
+    /// The annotations that are ours or matter to us.
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.local.path`; `None` for a PV of another type.
+    pub path: Option<PathBuf>,
+    /// Values of `kubernetes.io/hostname` in the node affinity.
+    pub hostnames: Vec<String>,
+    /// `spec.capacity.storage`.
+    pub capacity: String,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// `spec.persistentVolumeReclaimPolicy`.
+    pub reclaim_policy: String,
+    /// `spec.claimRef`.
+    pub claim: Option<ClaimRef>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `status.lastPhaseTransitionTime`.
+    pub phase_since: Option<Timestamp>,
+}
+
+/// The annotations that are kept of a PV.
+const KEPT_ANNOTATIONS: [&str; 9] = [
+    names::PROVISIONED_BY,
+    names::BOUND_BY_CONTROLLER,
+    names::VOLUME_ID,
+    names::VOLUME_ID_ORIGIN,
+    names::USED,
+    names::CLEANER,
+    names::CLASS_DIRECTORY,
+    names::RESOLVE,
+    names::RETAINED,
+];
+
+/// A PV whose phase changed last within this time of its creation has never been bound: the first change is to
+/// Available, and a bind needs a claim to be scheduled first.
+const FIRST_TRANSITION_SECONDS: i64 = 2;
+
+impl Pv {
+    /// An annotation's value.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
+    /// Whether it carries our finalizer.
+    #[must_use]
+    pub fn has_our_finalizer(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == names::FINALIZER)
+    }
+
+    /// Whether Kubernetes still protects it.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == names::PV_PROTECTION)
+    }
+
+    /// UID of the claim, where the claimRef has one.
+    #[must_use]
+    pub fn claim_uid(&self) -> Option<&str> {
+        self.claim.as_ref().map(|claim| claim.uid.as_str()).filter(|uid| !uid.is_empty())
+    }
+
+    /// Whether it was ever bound. `watched_since_creation`: this process saw every change of it, without a gap.
+    #[must_use]
+    pub fn usage(&self, watched_since_creation: bool) -> Use {
+        let used = self.annotations.contains_key(names::USED)
+            || self.claim_uid().is_some()
+            || self.annotations.contains_key(names::BOUND_BY_CONTROLLER)
+            || matches!(self.phase, Phase::Bound | Phase::Released | Phase::Failed);
+        if used {
+            return Use::Used;
+        }
+        let first_transition = match (self.created, self.phase_since) {
+            (Some(created), Some(since)) => (since.as_second() - created.as_second()).abs() <= FIRST_TRANSITION_SECONDS,
+            _ => false,
+        };
+        if watched_since_creation || first_transition { Use::Unused } else { Use::Unknown }
+    }
+
+    /// The entry's name: the last component of `local.path`.
+    #[must_use]
+    pub fn entry(&self) -> Option<&std::ffi::OsStr> {
+        self.path.as_deref().and_then(Path::file_name)
+    }
+
+    /// The class directory on the node: the parent of `local.path`.
+    #[must_use]
+    pub fn host_dir(&self) -> Option<&Path> {
+        self.path.as_deref().and_then(Path::parent)
+    }
+}
+
+impl From<&core::PersistentVolume> for Pv {
+    fn from(pv: &core::PersistentVolume) -> Self {
+        let meta = &pv.metadata;
+        let spec = pv.spec.clone().unwrap_or_default();
+        let status = pv.status.clone().unwrap_or_default();
+        let annotations = meta
+            .annotations
+            .iter()
+            .flatten()
+            .filter(|(key, _)| KEPT_ANNOTATIONS.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+            deleting: meta.deletion_timestamp.is_some(),
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            node_label: meta.labels.as_ref().and_then(|labels| labels.get(names::NODE_LABEL).cloned()),
+            annotations,
+            class: spec.storage_class_name.clone().unwrap_or_default(),
+            path: spec.local.as_ref().map(|local| PathBuf::from(&local.path)),
+            hostnames: hostnames(&spec),
+            capacity: spec
+                .capacity
+                .as_ref()
+                .and_then(|capacity| capacity.get("storage"))
+                .map(|quantity| quantity.0.clone())
+                .unwrap_or_default(),
+            mode: match spec.volume_mode.as_deref() {
+                Some("Block") => VolumeMode::Block,
+                _ => VolumeMode::Filesystem,
+            },
+            // The API server's default for a PV that was made by hand.
+            reclaim_policy: spec.persistent_volume_reclaim_policy.clone().unwrap_or_else(|| "Retain".into()),
+            claim: spec.claim_ref.as_ref().map(|claim| ClaimRef {
+                namespace: claim.namespace.clone().unwrap_or_default(),
+                name: claim.name.clone().unwrap_or_default(),
+                uid: claim.uid.clone().unwrap_or_default(),
+            }),
+            phase: match status.phase.as_deref() {
+                Some("Available") => Phase::Available,
+                Some("Bound") => Phase::Bound,
+                Some("Released") => Phase::Released,
+                Some("Failed") => Phase::Failed,
+                _ => Phase::Pending,
+            },
+            phase_since: status.last_phase_transition_time.as_ref().map(|time| time.0),
+        }
+    }
+}
+
+fn hostnames(spec: &core::PersistentVolumeSpec) -> Vec<String> {
+    spec.node_affinity
+        .iter()
+        .flat_map(|affinity| affinity.required.iter())
+        .flat_map(|required| required.node_selector_terms.iter())
+        .flat_map(|term| term.match_expressions.iter().flatten())
+        .filter(|expression| expression.key == names::HOSTNAME_LABEL && expression.operator == "In")
+        .flat_map(|expression| expression.values.iter().flatten().cloned())
+        .collect()
+}
+
+/// Whose a PV is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// This provisioner's.
+    Ours,
+    /// Made by a provisioner on this node while the Node object had another UID.
+    FormerNode,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// Tells own PVs from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ownership {
+    /// The own Node's name.
+    pub node_name: String,
+    /// The own Node's UID.
+    pub node_uid: String,
+    /// The value of its hostname label.
+    pub hostname: String,
+    /// `useNodeNameOnly`.
+    pub node_name_only: bool,
+}
+
+impl Ownership {
+    /// The value of the provisioned-by annotation of the PVs that we make.
+    #[must_use]
+    pub fn provisioned_by(&self) -> String {
+        names::provisioned_by(&self.node_name, (!self.node_name_only).then_some(self.node_uid.as_str()))
+    }
+
+    /// Whose the PV is: by its provisioned-by annotation and the node that it is tied to, whatever its labels say.
+    #[must_use]
+    pub fn of(&self, pv: &Pv) -> Owner {
+        let Some(by) = pv.annotation(names::PROVISIONED_BY) else { return Owner::Foreign };
+        let tied_here = pv.path.is_some() && pv.hostnames == [self.hostname.clone()];
+        let name_only = names::provisioned_by(&self.node_name, None);
+        if by == names::provisioned_by(&self.node_name, Some(&self.node_uid)) {
+            return if tied_here { Owner::Ours } else { Owner::Foreign };
+        }
+        if by == name_only {
+            return if tied_here { Owner::Ours } else { Owner::Foreign };
+        }
+        // `<name>-<uid>`: a UID has 36 characters, so a node called `n` does not take those of `n-1`.
+        let former = by
+            .strip_prefix(&name_only)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|uid| uid.len() == 36 && uid.bytes().filter(|byte| *byte == b'-').count() == 4);
+        match (former && tied_here, self.node_name_only) {
+            (true, true) => Owner::Ours,
+            (true, false) => Owner::FormerNode,
+            (false, _) => Owner::Foreign,
+        }
+    }
+}

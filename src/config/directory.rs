@@ -1,0 +1,142 @@
+//! A ConfigMap volume: files that are symlinks through `..data`, which kubelet swaps atomically on an edit.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Loaded, Problem, settings};
+
+/// A ConfigMap holds at most 1 MiB; whatever is larger is not a setting.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// How often a directory that is swapped while it is read is read again. Kubelet writes once per edit.
+const MAX_READS: usize = 5;
+
+/// Loads the files of a directory, symlinks followed. Sub-directories and what begins with `..` are no keys.
+///
+/// What cannot be read is a [`Problem`] like any other; if it is the directory itself, its key is empty.
+pub fn load_directory(dir: &Path) -> Loaded {
+    let mut read = read(dir);
+    for _ in 1..MAX_READS {
+        // Files of two generations of the ConfigMap must not be mixed, nor taken for missing because one was removed.
+        if read.generation == generation(dir) {
+            break;
+        }
+        read = self::read(dir);
+    }
+    if let Some(problem) = read.fatal {
+        return Loaded {
+            problems: vec![problem],
+            ..Loaded::default()
+        };
+    }
+    let mut loaded = settings::parse(&dir.display().to_string(), &read.keys);
+    if read
+        .problems
+        .iter()
+        .any(|problem| problem.key.eq_ignore_ascii_case("storageClassMap"))
+    {
+        // That it is unreadable says more than that it is not there.
+        loaded
+            .warnings
+            .retain(|warning| warning.key != "storageClassMap" || warning.line.is_some());
+    }
+    loaded.problems.extend(read.problems);
+    loaded.warnings.extend(read.warnings);
+    loaded
+}
+
+#[derive(Default)]
+struct Contents {
+    generation: Option<PathBuf>,
+    keys: BTreeMap<String, Vec<u8>>,
+    fatal: Option<Problem>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+/// The target of `..data`, different for each edit; none in an ordinary directory.
+fn generation(dir: &Path) -> Option<PathBuf> {
+    fs::read_link(dir.join("..data")).ok()
+}
+
+fn read(dir: &Path) -> Contents {
+    let mut contents = Contents {
+        generation: generation(dir),
+        ..Contents::default()
+    };
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<fs::DirEntry>>>);
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(err) => {
+            let hint = if err.kind() == io::ErrorKind::NotFound {
+                ": mount the provisioner's ConfigMap there, or name its directory with --config-dir"
+            } else {
+                ""
+            };
+            let message = format!("cannot read the configuration directory: {err}{hint}");
+            contents.fatal = Some(problem(dir, "", message));
+            return contents;
+        }
+    };
+    for entry in entries {
+        let path = entry.path();
+        let Ok(key) = entry.file_name().into_string() else {
+            contents.warnings.push(problem(
+                &path,
+                "",
+                "the name is not UTF-8, so it is no key".to_owned(),
+            ));
+            continue;
+        };
+        if key.starts_with("..") {
+            continue;
+        }
+        match read_file(&path) {
+            Ok(Some(value)) => {
+                contents.keys.insert(key, value);
+            }
+            Ok(None) => {}
+            Err(err) => {
+                contents
+                    .problems
+                    .push(problem(&path, &key, format!("cannot read it: {err}")))
+            }
+        }
+    }
+    contents
+}
+
+/// The contents of a regular file, or none of a directory.
+fn read_file(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_dir() {
+        return Ok(None);
+    }
+    // A FIFO must not even be opened.
+    if !kind.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut value = Vec::new();
+    File::open(path)?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut value)?;
+    if value.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!(
+            "it is larger than {} MiB",
+            MAX_FILE_BYTES >> 20
+        )));
+    }
+    Ok(Some(value))
+}
+
+fn problem(path: &Path, key: &str, message: String) -> Problem {
+    Problem {
+        file: path.display().to_string(),
+        line: None,
+        key: key.to_owned(),
+        class: None,
+        message,
+    }
+}

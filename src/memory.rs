@@ -1,0 +1,259 @@
+//! What this process remembers from one pass to the next.
+//!
+//! Nothing here must survive a restart for the promises to hold where patch is permitted: the API objects say all that
+//! matters then. It makes passes cheap (back-off), patient (grace periods) and, without patch permission, careful about
+//! what was seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cluster::{ClaimRef, Cluster, Owner, Ownership, Phase, Pv, Use};
+use crate::reason::Held;
+
+/// What ended this long ago needs no note any more: no watch is that late.
+const FORGET: Duration = Duration::from_secs(600);
+
+/// What one process remembers. Times are since its start.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// UIDs of PVs whose every change since their creation was seen.
+    pub watched_since_creation: BTreeSet<String>,
+    /// UIDs of PVs that we let go, and when: their end is our doing.
+    pub let_go: BTreeMap<String, Duration>,
+    /// PVs that ended although we did not let them go, by the path of their volume.
+    pub gone: BTreeMap<PathBuf, GonePv>,
+    /// Since when a PV's volume is missing, by the PV's UID.
+    pub missing_since: BTreeMap<String, Duration>,
+    /// Since when a PV is seen as released, by its UID.
+    pub released_since: BTreeMap<String, Duration>,
+    /// Scrubs under way and ended, by the UID of the PV.
+    pub scrubs: BTreeMap<String, Scrub>,
+    /// API writes that failed, by the PV's name.
+    pub retries: BTreeMap<String, Retry>,
+    /// PVs, by name, that an API call is under way for.
+    pub in_flight: BTreeSet<String>,
+    /// The last readings of claims, by namespace and name.
+    pub claims: BTreeMap<(String, String), ClaimReading>,
+}
+
+/// A PV that ended although we did not let it go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GonePv {
+    /// As it was last seen.
+    pub pv: Pv,
+    /// Whether it was ever bound.
+    pub usage: Use,
+}
+
+/// A failed API write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// How many times in a row.
+    pub failures: u32,
+    /// When the next try is due.
+    pub due: Duration,
+    /// Why it failed.
+    pub error: String,
+}
+
+/// What a claim's last reading said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimReading {
+    /// When it was read.
+    pub at: Duration,
+    /// What it said.
+    pub state: ClaimState,
+}
+
+/// What is known of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClaimState {
+    /// It does not exist.
+    Absent,
+    /// It exists.
+    Present {
+        /// Its UID.
+        uid: String,
+        /// `spec.volumeName`, empty if unset.
+        volume_name: String,
+    },
+    /// It could not be read.
+    Unreadable(String),
+}
+
+/// A scrub of one PV's volume.
+#[derive(Debug, Clone)]
+pub struct Scrub {
+    /// UID of the claim that the PV was released from, when the scrub started.
+    pub claim_uid: Option<String>,
+    /// The volume id noted on the PV when the scrub started.
+    pub noted_id: Option<String>,
+    /// How many times in a row it failed.
+    pub failures: u32,
+    /// How many times in a row it was started and held back.
+    pub held_back: u32,
+    /// Where it stands.
+    pub state: ScrubState,
+}
+
+/// Where a scrub stands.
+#[derive(Debug, Clone)]
+pub enum ScrubState {
+    /// Running now.
+    Running(crate::scrub::progress::Progress),
+    /// The volume is clean since then.
+    Clean {
+        /// When.
+        at: Duration,
+        /// How the volume looked when the scrub had ended: a filesystem's change time, to see if it was touched since.
+        stamp: Option<String>,
+        /// It was found clean and untouched by a second look, after a rest.
+        settled: bool,
+    },
+    /// It failed and is due again.
+    Failed {
+        /// When the next try is due.
+        due: Duration,
+        /// Why it failed.
+        error: String,
+    },
+    /// It was refused by what it found, and is due again.
+    HeldBack {
+        /// When the next look is due.
+        due: Duration,
+        /// What it found.
+        held: Held,
+    },
+}
+
+/// Retries of a scrub: after 1 s, doubling to 5 min.
+#[must_use]
+pub fn scrub_backoff(failures: u32) -> Duration {
+    doubling(Duration::from_secs(1), Duration::from_secs(300), failures)
+}
+
+/// Retries of an API write: after 0.1 s, doubling to 10 s.
+#[must_use]
+pub fn api_backoff(failures: u32) -> Duration {
+    doubling(Duration::from_millis(100), Duration::from_secs(10), failures)
+}
+
+fn doubling(first: Duration, most: Duration, failures: u32) -> Duration {
+    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(most)
+}
+
+impl Memory {
+    /// Takes note of how the cluster looks now, and of the PVs that ended since the last time.
+    pub fn note(&mut self, endings: &[Pv], after: &Cluster, ownership: &Ownership, now: Duration) {
+        for pv in endings {
+            self.note_end(pv, ownership);
+        }
+        let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
+        self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
+        self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
+        self.released_since.retain(|uid, _| alive.contains(uid.as_str()));
+        let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
+        self.scrubs.retain(|uid, scrub| {
+            matches!(scrub.state, ScrubState::Running(_)) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
+        });
+        self.retries.retain(|_, retry| retry.due + FORGET > now);
+        self.let_go.retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
+        for pv in after.pvs.values() {
+            if pv.phase == Phase::Released || pv.deleting {
+                self.released_since.entry(pv.uid.clone()).or_insert(now);
+            } else {
+                self.released_since.remove(&pv.uid);
+            }
+            self.forget_outdated_scrub(pv);
+        }
+    }
+
+    /// A scrub counts only for the release that it was made for.
+    fn forget_outdated_scrub(&mut self, pv: &Pv) {
+        let Some(scrub) = self.scrubs.get(&pv.uid) else { return };
+        if matches!(scrub.state, ScrubState::Running(_)) {
+            return; // The planner aborts it.
+        }
+        let other_release = scrub.claim_uid.as_deref() != pv.claim_uid();
+        let back_in_use = !pv.deleting && pv.phase != Phase::Released;
+        if other_release || back_in_use {
+            self.scrubs.remove(&pv.uid);
+        }
+    }
+
+    /// Takes note of what is missing on the node. A retained volume whose entry was seen to be gone is the operator's
+    /// business; when it comes back it is a new volume.
+    pub fn note_observed(&mut self, plan: &crate::plan::Plan, observed: &crate::observed::Observed, cluster: &Cluster, now: Duration) {
+        use crate::observed::{Directory, EntryKind};
+        let missing: BTreeSet<&str> = plan
+            .volumes
+            .iter()
+            .filter(|volume| matches!(volume.state, crate::plan::State::Vanished(_)))
+            .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
+            .collect();
+        self.missing_since.retain(|uid, _| missing.contains(uid.as_str()));
+        for uid in missing {
+            self.missing_since.entry(uid.to_owned()).or_insert(now);
+        }
+        let absent = |path: &PathBuf| {
+            observed.directories.iter().any(|(key, directory)| {
+                let Directory::Read(entries) = directory else { return false };
+                Some(key.host_dir.as_path()) == path.parent()
+                    && !entries.iter().any(|entry| {
+                        Some(entry.name.as_os_str()) == path.file_name() && !matches!(entry.kind, EntryKind::PlainDirectory)
+                    })
+            })
+        };
+        self.gone.retain(|path, gone| {
+            let operators = gone.usage == Use::Unknown || gone.pv.reclaim_policy != "Delete";
+            !(operators && absent(path))
+        });
+    }
+
+    /// The volume of a PV that ended was scrubbed: it is a new volume now.
+    pub fn gone_and_clean(&mut self, uid: &str) {
+        self.gone.retain(|_, gone| gone.pv.uid != uid);
+    }
+
+    fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {
+        if self.let_go.contains_key(&pv.uid) || ownership.of(pv) == Owner::Foreign {
+            return;
+        }
+        let usage = pv.usage(self.watched_since_creation.contains(&pv.uid));
+        if usage == Use::Unused {
+            return;
+        }
+        if let Some(path) = pv.path.clone() {
+            self.gone.insert(path, GonePv { pv: pv.clone(), usage });
+        }
+    }
+
+    /// A write to a PV failed: it is due again later.
+    pub fn write_failed(&mut self, pv_name: &str, error: String, now: Duration) -> u32 {
+        let failures = self.retries.get(pv_name).map_or(0, |retry| retry.failures) + 1;
+        self.retries.insert(pv_name.to_owned(), Retry { failures, due: now + api_backoff(failures), error });
+        failures
+    }
+
+    /// The claim that a PV names, as last read.
+    #[must_use]
+    pub fn claim(&self, claim: &ClaimRef) -> Option<&ClaimReading> {
+        self.claims.get(&(claim.namespace.clone(), claim.name.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_up_to_its_bound() {
+        assert_eq!(api_backoff(1), Duration::from_millis(100));
+        assert_eq!(api_backoff(3), Duration::from_millis(400));
+        assert_eq!(api_backoff(50), Duration::from_secs(10));
+        assert_eq!(scrub_backoff(1), Duration::from_secs(1));
+        assert_eq!(scrub_backoff(9), Duration::from_secs(256));
+        assert_eq!(scrub_backoff(10), Duration::from_secs(300));
+    }
+}

@@ -1,0 +1,419 @@
+//! The decisions, all of them: what every entry is and why, and what to do.
+//!
+//! [`plan`] is a pure function over plain data: no I/O, no clock, no client. The daemon, the dry run and the status page
+//! all use it; there is no second implementation of any decision.
+
+mod entry;
+mod release;
+mod storage;
+mod upkeep;
+mod volume;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+
+use crate::cluster::{ClaimRef, Cluster, Mode, Node, Owner, Ownership, Pv, Use};
+use crate::config::Config;
+use crate::identity::VolumeId;
+use crate::memory::{Memory, ScrubState};
+use crate::observed::{Directory, DirectoryKey, Entry, Observed};
+use crate::reason::{Held, Ignored};
+use crate::scrub::progress::Snapshot;
+
+/// Everything a plan is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// How long to wait where the design says to wait.
+    pub limits: Limits,
+    /// What may be done with PVs.
+    pub mode: Mode,
+    /// The own Node.
+    pub node: &'a Node,
+    /// Tells own PVs from others.
+    pub ownership: &'a Ownership,
+    /// What the node shows.
+    pub observed: &'a Observed,
+    /// What the API server says.
+    pub cluster: &'a Cluster,
+    /// What this process remembers.
+    pub memory: &'a Memory,
+    /// The time, since the process's start.
+    pub now: Duration,
+}
+
+/// Periods and bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `--grace-period`: how long a volume may be missing before its PV is withdrawn.
+    pub grace_period: Duration,
+    /// `--discovery-period`: how long a released volume rests on a blind node, twice.
+    pub discovery_period: Duration,
+    /// `--scrub-concurrency`: how many scrubs run at once.
+    pub scrub_concurrency: usize,
+}
+
+/// What to do, and what every entry is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// Every entry of every discovery directory, and every own PV without an entry.
+    pub volumes: Vec<Volume>,
+    /// What to do now. None needs another of the same plan.
+    pub actions: Vec<Action>,
+    /// What to tell.
+    pub events: Vec<Notice>,
+    /// When something is due that no wake announces.
+    pub wake_at: Option<Duration>,
+}
+
+/// An entry, or a PV without one, with its state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Volume {
+    /// Where it is.
+    pub directory: DirectoryKey,
+    /// The entry's name.
+    pub entry: OsString,
+    /// What it is and why.
+    pub state: State,
+    /// Its PV, published or about to be.
+    pub pv: Option<String>,
+    /// Its PV exists.
+    pub published: bool,
+    /// `namespace/name` of the claim.
+    pub claim: Option<String>,
+    /// Capacity as a quantity.
+    pub capacity: Option<String>,
+    /// The storage's identity as seen now.
+    pub id: Option<String>,
+    /// Something wrong with it that does not change its state.
+    pub warning: Option<String>,
+}
+
+/// The state of a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    /// No volume.
+    Ignored(Ignored),
+    /// Free to be claimed, or about to be published.
+    Available,
+    /// Bound to a claim.
+    Bound,
+    /// Its claim is gone; it is to be scrubbed.
+    Released,
+    /// Being scrubbed.
+    Scrubbing(Option<Snapshot>),
+    /// Out of circulation.
+    Held(Held),
+    /// A system call on it hangs.
+    Unresponsive(String),
+    /// Published, and not there any more.
+    Vanished(String),
+}
+
+impl State {
+    /// The state as one word: a metric label and a table cell.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Ignored(_) => "ignored",
+            Self::Available => "available",
+            Self::Bound => "bound",
+            Self::Released => "released",
+            Self::Scrubbing(_) => "scrubbing",
+            Self::Held(_) => "held",
+            Self::Unresponsive(_) => "unresponsive",
+            Self::Vanished(_) => "vanished",
+        }
+    }
+
+    /// Why, for the states that have a reason.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Ignored(reason) => Some(reason.to_string()),
+            Self::Held(reason) => Some(reason.to_string()),
+            Self::Unresponsive(what) | Self::Vanished(what) => Some(what.clone()),
+            Self::Scrubbing(Some(progress)) => Some(progress.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// A PV as an action refers to it: every write carries UID and resourceVersion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PvRef {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+}
+
+impl From<&Pv> for PvRef {
+    fn from(pv: &Pv) -> Self {
+        Self { name: pv.name.clone(), uid: pv.uid.clone(), resource_version: pv.resource_version.clone() }
+    }
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Publish a volume.
+    Create(Box<PersistentVolume>),
+    /// Change a PV.
+    Patch {
+        /// Which.
+        pv: PvRef,
+        /// How.
+        patch: PvPatch,
+        /// This lets the PV go: its end is our doing.
+        lets_go: bool,
+        /// Why, for the log.
+        why: String,
+    },
+    /// Delete a PV.
+    Delete {
+        /// Which.
+        pv: PvRef,
+        /// The volume was scrubbed (or never used): the end of the PV is our doing.
+        lets_go: bool,
+        /// Why, for the log.
+        why: String,
+    },
+    /// Scrub a volume.
+    Scrub(Box<ScrubOrder>),
+    /// Stop a scrub.
+    AbortScrub {
+        /// UID of its PV.
+        uid: String,
+        /// Why.
+        why: String,
+    },
+    /// Read a claim.
+    ReadClaim(ClaimRef),
+}
+
+/// A change of a PV, as a merge patch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PvPatch {
+    /// New value of the node label.
+    pub node_label: Option<String>,
+    /// Annotations to set, or to remove where `None`.
+    pub annotations: BTreeMap<String, Option<String>>,
+    /// The new, complete list of finalizers.
+    pub finalizers: Option<Vec<String>>,
+    /// New `spec.capacity.storage`.
+    pub capacity: Option<String>,
+}
+
+impl PvPatch {
+    /// Nothing to change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a volume is scrubbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScrubKind {
+    /// The files of a filesystem are removed.
+    Filesystem,
+    /// A block device is overwritten with zeros.
+    Zero,
+}
+
+/// A scrub to be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScrubOrder {
+    /// The PV, live or gone.
+    pub pv: PvRef,
+    /// The PV object is gone already.
+    pub pv_gone: bool,
+    /// UID of the claim that it was released from.
+    pub claim_uid: Option<String>,
+    /// Where the volume is.
+    pub directory: DirectoryKey,
+    /// The entry's name.
+    pub entry: OsString,
+    /// The storage that was published; `None` for a PV of the classic program.
+    pub expected: Option<VolumeId>,
+    /// How.
+    pub kind: ScrubKind,
+    /// Capacity as on the PV, for the metrics.
+    pub capacity: String,
+}
+
+/// Whether a notice warns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// `Normal`.
+    Normal,
+    /// `Warning`.
+    Warning,
+}
+
+/// Something to tell about a PV, as an event. The same notice in every pass is one event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Notice {
+    /// The PV's name.
+    pub pv: String,
+    /// The PV's UID.
+    pub uid: String,
+    /// Normal or Warning.
+    pub severity: Severity,
+    /// The event's reason.
+    pub reason: &'static str,
+    /// The event's message.
+    pub message: String,
+}
+
+/// Decides. Same inputs, same plan.
+#[must_use]
+pub fn plan(inputs: &Inputs<'_>) -> Plan {
+    let mut planner = Planner {
+        i: inputs,
+        plan: Plan::default(),
+        storage: storage::Index::of_published(inputs),
+        slots: inputs.limits.scrub_concurrency.saturating_sub(
+            inputs.memory.scrubs.values().filter(|scrub| matches!(scrub.state, ScrubState::Running(_))).count(),
+        ),
+        occupied: BTreeMap::new(),
+        names: BTreeMap::new(),
+    };
+    for pv in inputs.cluster.pvs.values() {
+        planner.names.insert(pv.name.clone(), pv.path.clone());
+        match inputs.ownership.of(pv) {
+            Owner::Ours => planner.pv(pv),
+            Owner::FormerNode => planner.former_node_pv(pv),
+            Owner::Foreign => planner.foreign_pv(pv),
+        }
+    }
+    for class in inputs.config.classes.values() {
+        planner.class(class);
+    }
+    planner.finish()
+}
+
+/// The directories to look at: those of the configuration, and those of PVs that were published from elsewhere.
+#[must_use]
+pub fn directories(config: &Config, cluster: &Cluster) -> Vec<DirectoryKey> {
+    let mut keys: Vec<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
+    keys.extend(cluster.pvs.values().filter_map(|pv| directory_of(config, pv)));
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where
+/// the PV says it was published from.
+fn directory_of(config: &Config, pv: &Pv) -> Option<DirectoryKey> {
+    let host_dir = pv.host_dir()?;
+    if let Some(class) = config.classes.get(&pv.class)
+        && class.host_dir == host_dir
+    {
+        return Some(class.into());
+    }
+    let mount_dir = pv.annotation(crate::names::CLASS_DIRECTORY)?;
+    Some(DirectoryKey { class: pv.class.clone(), host_dir: host_dir.into(), mount_dir: mount_dir.into() })
+}
+
+impl From<&crate::config::Class> for DirectoryKey {
+    fn from(class: &crate::config::Class) -> Self {
+        Self { class: class.name.clone(), host_dir: class.host_dir.clone(), mount_dir: class.mount_dir.clone() }
+    }
+}
+
+/// What the observation says of a PV's volume.
+enum Sight<'a> {
+    /// Nothing can be said: the directory or the entry could not be read, for this reason.
+    Unseen(Held),
+    /// A system call on it hangs.
+    Unresponsive(&'a str),
+    /// The directory was read, and the entry is not there.
+    Absent,
+    /// It is there.
+    Entry(&'a Entry),
+}
+
+struct Planner<'a> {
+    i: &'a Inputs<'a>,
+    plan: Plan,
+    storage: storage::Index,
+    slots: usize,
+    /// Paths that a PV stands for, and its name.
+    occupied: BTreeMap<PathBuf, Occupant>,
+    /// Names of PVs that are taken, and for which path.
+    names: BTreeMap<String, Option<PathBuf>>,
+}
+
+#[derive(Clone)]
+struct Occupant {
+    pv: String,
+    class: String,
+    foreign: bool,
+}
+
+impl<'a> Planner<'a> {
+    fn wake(&mut self, at: Duration) {
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(at, |other| other.min(at)));
+    }
+
+    /// Adds an action for a PV, unless a call for it is under way or its retry is not due yet.
+    fn act(&mut self, pv_name: &str, action: Action) {
+        if self.i.memory.in_flight.contains(pv_name) {
+            return;
+        }
+        if let Some(retry) = self.i.memory.retries.get(pv_name)
+            && retry.due > self.i.now
+        {
+            self.wake(retry.due);
+            return;
+        }
+        self.plan.actions.push(action);
+    }
+
+    fn usage(&self, pv: &Pv) -> Use {
+        pv.usage(self.i.memory.watched_since_creation.contains(&pv.uid))
+    }
+
+    fn sight(&self, pv: &Pv) -> (Option<DirectoryKey>, Sight<'a>) {
+        let Some(key) = directory_of(self.i.config, pv) else {
+            return (None, Sight::Unseen(Held::ClassNotConfigured));
+        };
+        let sight = match self.i.observed.directories.get(&key) {
+            None => Sight::Unseen(Held::Unreadable("its directory was not looked at yet".into())),
+            Some(Directory::Unreadable(error)) => Sight::Unseen(Held::Unreadable(error.clone())),
+            Some(Directory::Missing) => Sight::Absent,
+            Some(Directory::Read(entries)) => {
+                match entries.iter().find(|entry| Some(entry.name.as_os_str()) == pv.entry()) {
+                    None => Sight::Absent,
+                    Some(entry) => match &entry.kind {
+                        crate::observed::EntryKind::Unresponsive(call) => Sight::Unresponsive(call),
+                        crate::observed::EntryKind::Failed(error) => Sight::Unseen(Held::Unreadable(error.clone())),
+                        _ => Sight::Entry(entry),
+                    },
+                }
+            }
+        };
+        (Some(key), sight)
+    }
+
+    fn notice(&mut self, pv: &Pv, severity: Severity, reason: &'static str, message: String) {
+        self.plan.events.push(Notice { pv: pv.name.clone(), uid: pv.uid.clone(), severity, reason, message });
+    }
+
+    fn finish(mut self) -> Plan {
+        self.plan.volumes.sort_by(|a, b| (&a.directory, &a.entry).cmp(&(&b.directory, &b.entry)));
+        self.plan
+    }
+}

@@ -1,0 +1,249 @@
+//! Entries without a PV: which of them become one.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::capacity;
+use crate::cluster::{Phase, Use};
+use crate::config::{Class, VolumeMode};
+use crate::memory::{ClaimState, GonePv};
+use crate::names;
+use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
+use crate::pv;
+use crate::reason::{Held, Ignored};
+
+use super::{Action, Planner, State, Volume};
+
+/// How long a reading of a claim counts while its end is waited for.
+pub(super) const CLAIM_READING: Duration = Duration::from_secs(5);
+
+impl<'a> Planner<'a> {
+    /// Judges every entry of a class's directory that no PV stands for.
+    pub(super) fn class(&mut self, class: &'a Class) {
+        let key = DirectoryKey::from(class);
+        let observed = self.i.observed;
+        let Some(Directory::Read(entries)) = observed.directories.get(&key) else { return };
+        for entry in entries {
+            let path = key.host_dir.join(&entry.name);
+            let occupant = self.occupied.get(&path).cloned();
+            if occupant.as_ref().is_some_and(|occupant| occupant.class == class.name && !occupant.foreign) {
+                continue; // The PV's own row says it all.
+            }
+            let mut volume = Volume {
+                directory: key.clone(),
+                entry: entry.name.clone(),
+                state: State::Available,
+                pv: None,
+                published: false,
+                claim: None,
+                capacity: facts_capacity(&entry.kind),
+                id: facts_id(&entry.kind),
+                warning: None,
+            };
+            if let Some(occupant) = occupant {
+                volume.state = if occupant.foreign {
+                    State::Held(Held::ForeignPv(occupant.pv.clone()))
+                } else {
+                    State::Ignored(Ignored::Duplicate(format!("PV {} of class {}", occupant.pv, occupant.class)))
+                };
+            } else {
+                self.unpublished(class, &key, entry, &path, &mut volume);
+            }
+            self.plan.volumes.push(volume);
+        }
+    }
+
+    fn unpublished(&mut self, class: &'a Class, key: &DirectoryKey, entry: &Entry, path: &Path, volume: &mut Volume) {
+        let name = match judge(class, entry) {
+            Ok(name) => name,
+            Err(state) => {
+                volume.state = state;
+                return;
+            }
+        };
+        if let Some(gone) = self.i.memory.gone.get(path) {
+            volume.pv = Some(gone.pv.name.clone());
+            volume.state = self.gone(&gone.clone(), key, entry);
+            return;
+        }
+        let pv_name = self.pv_name(name, path, &class.name);
+        volume.pv = Some(pv_name.clone());
+        if let Some(state) = self.unpublishable(class, entry, path, &pv_name) {
+            volume.state = state;
+            return;
+        }
+        self.storage.add(&entry.kind, &path.display().to_string());
+        self.names.insert(pv_name.clone(), Some(path.to_owned()));
+        let object = pv::build(&pv::Publication {
+            name: &pv_name,
+            class,
+            storage_class: self.i.cluster.storage_classes.get(&class.name),
+            path,
+            kind: &entry.kind,
+            config: self.i.config,
+            node: self.i.node,
+            ownership: self.i.ownership,
+            mode: self.i.mode,
+        });
+        self.act(&pv_name, Action::Create(Box::new(object)));
+    }
+
+    /// The classic name, or the longer one if that is taken by a PV of another path, node or class.
+    fn pv_name(&self, entry: &str, path: &Path, class: &str) -> String {
+        let node = &self.i.node.name;
+        let classic = names::classic_pv_name(entry, node, class);
+        if self.names.contains_key(&classic) || self.i.cluster.names_taken.contains(&classic) {
+            names::long_pv_name(path, node, class)
+        } else {
+            classic
+        }
+    }
+
+    /// Why a qualifying entry is not published now.
+    fn unpublishable(&self, class: &Class, entry: &Entry, path: &Path, pv_name: &str) -> Option<State> {
+        let Some(storage_class) = self.i.cluster.storage_classes.get(&class.name) else {
+            return Some(State::Held(Held::StorageClassMissing));
+        };
+        if !matches!(storage_class.reclaim_policy.as_str(), "Delete" | "Retain") {
+            return Some(State::Held(Held::UnsupportedPolicy(storage_class.reclaim_policy.clone())));
+        }
+        if let Some(owner) = self.storage.owner(&entry.kind, path) {
+            return Some(State::Ignored(Ignored::Duplicate(owner)));
+        }
+        if self.names.contains_key(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
+            return Some(State::Held(Held::ForeignPv(pv_name.to_owned())));
+        }
+        if let Some(job) = self.i.cluster.jobs.get(pv_name) {
+            return Some(State::Held(Held::JobRunning(job.clone())));
+        }
+        self.pod_mount(pv_name, &entry.kind).map(|user| State::Ignored(Ignored::InUse(user)))
+    }
+
+    /// The pod that has this PV's volume mounted, as far as the host's mount table is seen.
+    pub(super) fn pod_mount(&self, pv_name: &str, kind: &EntryKind) -> Option<String> {
+        let HostView::Seen(mounts) = &self.i.observed.host else { return None };
+        let same_storage = |dev: u64, subtree: &Path| match kind {
+            EntryKind::Mount(mount) => mount.dev == dev && mount.subtree == subtree,
+            EntryKind::Device(device) => device.dev == dev,
+            _ => false,
+        };
+        mounts
+            .iter()
+            .find(|mount| mount.pv == pv_name || same_storage(mount.dev, &mount.subtree))
+            .map(|mount| format!("pod {} has it mounted (as PV {})", mount.pod_uid, mount.pv))
+    }
+
+    /// A volume whose PV ended although it was not let go.
+    fn gone(&mut self, gone: &GonePv, key: &DirectoryKey, entry: &Entry) -> State {
+        if gone.usage == Use::Unknown {
+            return State::Held(Held::UnknownUse);
+        }
+        if gone.pv.phase == Phase::Bound
+            && let Some(held) = self.claim_may_live(gone)
+        {
+            return State::Held(held);
+        }
+        if gone.pv.reclaim_policy != "Delete" {
+            return State::Held(Held::RetainGone);
+        }
+        self.scrub_step(&gone.pv, true, key, &super::Sight::Entry(entry), |_, _| {})
+    }
+
+    /// A Lost claim binds again to the next PV of that name: nothing is done until the claim is known to be gone.
+    fn claim_may_live(&mut self, gone: &GonePv) -> Option<Held> {
+        let claim = gone.pv.claim.clone()?;
+        let held = Held::ClaimMayLive(claim.to_string());
+        let reading = self.i.memory.claim(&claim);
+        let fresh = reading.filter(|reading| self.i.now < reading.at + CLAIM_READING);
+        match fresh {
+            Some(reading) => match &reading.state {
+                ClaimState::Absent => None,
+                ClaimState::Present { uid, .. } if *uid != claim.uid => None,
+                ClaimState::Present { .. } | ClaimState::Unreadable(_) => {
+                    self.wake(reading.at + CLAIM_READING);
+                    Some(held)
+                }
+            },
+            None => {
+                self.act(&format!("claim {claim}"), Action::ReadClaim(claim));
+                Some(held)
+            }
+        }
+    }
+}
+
+/// Whether an entry qualifies as a volume of its class, by what it is; its name if so.
+fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
+    let ignored = |reason| Err(State::Ignored(reason));
+    let Some(name) = utf8(&entry.name) else { return ignored(Ignored::NotUtf8) };
+    if !class.name_pattern.matches(name) {
+        return ignored(Ignored::NamePattern(class.name_pattern.to_string()));
+    }
+    match &entry.kind {
+        EntryKind::File => ignored(Ignored::File),
+        EntryKind::PlainDirectory => ignored(Ignored::NotAMountPoint),
+        EntryKind::Fifo => ignored(Ignored::Fifo),
+        EntryKind::Socket => ignored(Ignored::Socket),
+        EntryKind::CharacterDevice => ignored(Ignored::CharacterDevice),
+        EntryKind::DanglingSymlink => ignored(Ignored::DanglingSymlink),
+        EntryKind::SymlinkToDirectory => ignored(Ignored::SymlinkToDirectory),
+        EntryKind::SymlinkToOther => ignored(Ignored::SymlinkToOther),
+        EntryKind::Failed(error) => ignored(Ignored::Failed(error.clone())),
+        EntryKind::Unresponsive(call) => Err(State::Unresponsive(call.clone())),
+        EntryKind::Mount(mount) => {
+            if class.volume_mode == VolumeMode::Block {
+                return ignored(Ignored::FilesystemInBlockClass);
+            }
+            if mount.deleted {
+                return ignored(Ignored::SourceDeleted);
+            }
+            if mount.read_only {
+                return ignored(Ignored::ReadOnly);
+            }
+            if let Err(error) = &mount.id {
+                return Err(State::Held(Held::IdentityUnknown(error.clone())));
+            }
+            if capacity::round(mount.capacity_bytes) == 0 { ignored(Ignored::NoCapacity) } else { Ok(name) }
+        }
+        EntryKind::Device(device) => {
+            if device.read_only {
+                return ignored(Ignored::ReadOnly);
+            }
+            if let Some(set) = &device.member_of {
+                return ignored(Ignored::MemberOf(set.clone()));
+            }
+            match &device.users {
+                None => return ignored(Ignored::InUse("not examined yet".into())),
+                Some(users) if !users.is_empty() => return ignored(Ignored::InUse(users.join(", "))),
+                Some(_) => {}
+            }
+            if let Err(error) = &device.id {
+                return Err(State::Held(Held::IdentityUnknown(error.clone())));
+            }
+            if device.capacity_bytes == 0 { ignored(Ignored::NoCapacity) } else { Ok(name) }
+        }
+    }
+}
+
+fn utf8(name: &OsStr) -> Option<&str> {
+    name.to_str()
+}
+
+pub(super) fn facts_capacity(kind: &EntryKind) -> Option<String> {
+    let bytes = match kind {
+        EntryKind::Mount(mount) => mount.capacity_bytes,
+        EntryKind::Device(device) => device.capacity_bytes,
+        _ => return None,
+    };
+    Some(capacity::quantity(capacity::round(bytes)))
+}
+
+pub(super) fn facts_id(kind: &EntryKind) -> Option<String> {
+    let id = match kind {
+        EntryKind::Mount(mount) => &mount.id,
+        EntryKind::Device(device) => &device.id,
+        _ => return None,
+    };
+    id.as_ref().ok().map(ToString::to_string)
+}

@@ -1,0 +1,310 @@
+//! PVs on their way back: released and terminating ones, and when they may be scrubbed and let go.
+
+use crate::cluster::{Mode, Phase, Pv, Use};
+use crate::config::{Cleaner, VolumeMode};
+use crate::identity::VolumeId;
+use crate::memory::{ClaimState, Scrub, ScrubState};
+use crate::names;
+use crate::observed::{DirectoryKey, EntryKind, HostView};
+use crate::reason::Held;
+
+use super::storage::{Match, not_a_volume};
+use super::volume::adopted;
+use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
+
+/// What the operator said about what a volume holds.
+enum Word {
+    Scrub,
+    Keep,
+    Nothing,
+}
+
+impl Planner<'_> {
+    /// Released, and not being deleted.
+    pub(super) fn released(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>) -> State {
+        match pv.reclaim_policy.as_str() {
+            "Delete" => {}
+            "Retain" => {
+                let patch = self.upkeep(pv, None, Use::Used);
+                self.patch(pv, patch, false, "to keep what it says true");
+                return State::Held(Held::Retain);
+            }
+            policy => {
+                let message = format!("Volume has unsupported PersistentVolumeReclaimPolicy: {policy}");
+                self.notice(pv, Severity::Warning, "VolumeUnsupportedReclaimPolicy", message);
+                return State::Held(Held::UnsupportedPolicy(policy.to_owned()));
+            }
+        }
+        match self.i.mode {
+            Mode::Patch => {
+                let patch = self.upkeep(pv, None, Use::Used);
+                if patch.finalizers.is_some() || !patch.is_empty() {
+                    // First: the finalizer is what makes a terminating PV wait for its scrub.
+                    self.patch(pv, patch, false, "before it is deleted");
+                } else {
+                    self.delete(pv, false, "released with reclaim policy Delete");
+                }
+                State::Released
+            }
+            Mode::Classic => self.clean_up(pv, key, sight, |planner, pv| planner.delete(pv, true, "scrubbed")),
+        }
+    }
+
+    /// Being deleted.
+    pub(super) fn terminating(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>) -> State {
+        if self.i.mode == Mode::Classic && pv.has_our_finalizer() && !pv.is_protected() {
+            let what = "it carries the finalizer local-volume-provisioner/scrub, and patching PersistentVolumes, which removing that takes, is not granted any more".to_owned();
+            let held = Held::NotPermitted(what);
+            self.hold_notice(pv, &held);
+            return State::Held(held);
+        }
+        let bound = pv.phase == Phase::Bound;
+        if bound || pv.is_protected() {
+            return if bound { State::Bound } else { State::Released };
+        }
+        if !pv.has_our_finalizer() {
+            return State::Held(Held::ForeignFinalizer(pv.finalizers.join(", ")));
+        }
+        let word = match pv.annotation(names::RETAINED) {
+            Some("scrub") => Word::Scrub,
+            Some("keep") => Word::Keep,
+            _ => Word::Nothing,
+        };
+        let may_scrub = match (self.usage(pv), pv.reclaim_policy.as_str()) {
+            (Use::Unused, _) => {
+                self.let_go(pv, "never used");
+                return State::Released;
+            }
+            (Use::Unknown, _) => Err(Held::UnknownUse),
+            (Use::Used, "Delete") => Ok(()),
+            (Use::Used, "Retain") => Err(Held::RetainDeleting),
+            (Use::Used, policy) => Err(Held::UnsupportedPolicy(policy.to_owned())),
+        };
+        if let Err(held) = may_scrub {
+            match word {
+                Word::Scrub => {}
+                Word::Keep => return self.kept(pv, sight),
+                Word::Nothing => {
+                    self.hold_notice(pv, &held);
+                    return State::Held(held);
+                }
+            }
+        }
+        if let Some(held) = self.bind_under_way(pv) {
+            return State::Held(held);
+        }
+        self.clean_up(pv, key, sight, |planner, pv| planner.let_go(pv, "scrubbed"))
+    }
+
+    /// `retained=keep`: the PV goes once the entry has gone with its data, so that nobody is given the data.
+    fn kept(&mut self, pv: &Pv, sight: &Sight<'_>) -> State {
+        if matches!(sight, Sight::Absent) || not_a_volume(sight, pv.mode).is_some() && matches!(sight, Sight::Entry(_)) {
+            self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
+        }
+        State::Held(Held::Kept)
+    }
+
+    /// A claimRef on an Available PV that is being deleted is a bind that cannot complete; it has ended when the claim
+    /// does not name this volume.
+    fn bind_under_way(&mut self, pv: &Pv) -> Option<Held> {
+        let claim = pv.claim.clone().filter(|claim| pv.phase == Phase::Available && !claim.uid.is_empty())?;
+        let reading = self.i.memory.claim(&claim).cloned();
+        let fresh = reading.filter(|reading| self.i.now < reading.at + super::entry::CLAIM_READING);
+        let held = Held::ClaimMayLive(claim.to_string());
+        let Some(reading) = fresh else {
+            self.act(&format!("claim {claim}"), Action::ReadClaim(claim));
+            return Some(held);
+        };
+        let names_this = match &reading.state {
+            ClaimState::Absent => false,
+            ClaimState::Present { uid, volume_name } => *uid == claim.uid && *volume_name == pv.name,
+            ClaimState::Unreadable(_) => true,
+        };
+        if names_this {
+            self.wake(reading.at + super::entry::CLAIM_READING);
+        }
+        names_this.then_some(held)
+    }
+
+    /// Removes our finalizer.
+    fn let_go(&mut self, pv: &Pv, why: &str) {
+        let rest = pv.finalizers.iter().filter(|finalizer| *finalizer != names::FINALIZER).cloned().collect();
+        let patch = PvPatch { finalizers: Some(rest), ..Default::default() };
+        self.patch(pv, patch, true, why);
+    }
+
+    /// Scrubs a live PV's volume, and then does what lets the PV go.
+    fn clean_up(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>, then: impl FnOnce(&mut Self, &Pv)) -> State {
+        let Some(key) = key else {
+            self.hold_notice(pv, &Held::ClassNotConfigured);
+            return State::Held(Held::ClassNotConfigured);
+        };
+        if let Sight::Unresponsive(call) = sight {
+            return State::Unresponsive((*call).to_owned());
+        }
+        let state = self.scrub_step(pv, false, key, sight, then);
+        if let State::Held(held) = &state
+            && !matches!(held, Held::Resting(_))
+        {
+            self.hold_notice(pv, held);
+        }
+        state
+    }
+
+    /// One step of getting a volume clean; `then` once it is.
+    pub(super) fn scrub_step(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, then: impl FnOnce(&mut Self, &Pv)) -> State {
+        let scrub = self.i.memory.scrubs.get(&pv.uid);
+        match scrub {
+            Some(Scrub { state: ScrubState::Running(progress), claim_uid, .. }) => {
+                if !gone && claim_uid.as_deref() != pv.claim_uid() {
+                    self.plan.actions.push(Action::AbortScrub { uid: pv.uid.clone(), why: "the claimRef of its PV changed".into() });
+                }
+                return State::Scrubbing(Some(progress.snapshot()));
+            }
+            Some(Scrub { state: ScrubState::Clean { at, settled, .. }, .. }) => {
+                return self.clean(pv, gone, key, sight, *at, *settled, then);
+            }
+            Some(Scrub { state: ScrubState::Failed { due, error }, failures, .. }) if *due > self.i.now => {
+                self.wake(*due);
+                return State::Held(Held::ScrubFailed { error: error.clone(), failures: *failures });
+            }
+            Some(Scrub { state: ScrubState::HeldBack { due, held }, .. }) if *due > self.i.now => {
+                self.wake(*due);
+                return State::Held(held.clone());
+            }
+            _ => {}
+        }
+        match self.may_scrub(pv, sight) {
+            Err(held) => State::Held(held),
+            Ok(None) => {
+                then(self, pv); // It went with a reboot: there is nothing to scrub.
+                State::Released
+            }
+            Ok(Some(kind)) => self.order(pv, gone, key, kind),
+        }
+    }
+
+    /// The scrub has ended well. Where pods' mounts cannot be seen, the volume rests and is looked at once more.
+    #[allow(clippy::too_many_arguments)]
+    fn clean(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, at: std::time::Duration, settled: bool, then: impl FnOnce(&mut Self, &Pv)) -> State {
+        if !settled {
+            let due = at + self.i.limits.discovery_period;
+            if due > self.i.now {
+                self.wake(due);
+                return State::Held(Held::Resting("scrubbed; looked at once more before it is published".into()));
+            }
+            return match self.may_scrub(pv, sight) {
+                Err(held) => State::Held(held),
+                Ok(None) => State::Released,
+                Ok(Some(kind)) => self.order(pv, gone, key, kind),
+            };
+        }
+        // A pod's mount that came up since would write into the next tenant's volume.
+        if let Sight::Entry(entry) = sight
+            && let Some(user) = self.pod_mount(&pv.name, &entry.kind)
+        {
+            return State::Held(Held::InUse(user));
+        }
+        then(self, pv);
+        State::Released
+    }
+
+    fn is_blind(&self) -> bool {
+        matches!(self.i.observed.host, HostView::Blind(_))
+    }
+
+    /// Whether a released volume may be scrubbed now, and how; `None` if there is nothing to scrub.
+    fn may_scrub(&mut self, pv: &Pv, sight: &Sight<'_>) -> Result<Option<ScrubKind>, Held> {
+        if let Some(job) = self.i.cluster.jobs.get(&pv.name) {
+            return Err(Held::JobRunning(job.clone()));
+        }
+        if let Sight::Unseen(held) = sight {
+            return Err(held.clone());
+        }
+        if let Some(what) = not_a_volume(sight, pv.mode) {
+            return Err(Held::NotMounted(what));
+        }
+        let Sight::Entry(entry) = sight else { return Err(Held::NotMounted("the entry is gone".into())) };
+        if let Some(user) = self.pod_mount(&pv.name, &entry.kind) {
+            return Err(Held::InUse(user));
+        }
+        match self.matches(pv, &entry.kind) {
+            Match::LostWithReboot => return Ok(None),
+            Match::Wrong { expected, found } if !adopted(pv) => return Err(Held::WrongStorage { expected, found }),
+            Match::Unknown(error) if !adopted(pv) => return Err(Held::IdentityUnknown(error)),
+            _ => {}
+        }
+        match &entry.kind {
+            EntryKind::Mount(mount) => {
+                if mount.read_only {
+                    return Err(Held::ReadOnly);
+                }
+                if !mount.nested.is_empty() {
+                    return Err(Held::NestedMounts(mount.nested.iter().map(|point| point.display().to_string()).collect()));
+                }
+                self.rested(pv)?;
+                Ok(Some(ScrubKind::Filesystem))
+            }
+            EntryKind::Device(device) if device.read_only => Err(Held::ReadOnly),
+            _ => self.device_cleaner(pv).map(Some),
+        }
+    }
+
+    /// On a blind node a released filesystem is left alone for a discovery period: a pod that was killed by force may
+    /// still be writing.
+    fn rested(&mut self, pv: &Pv) -> Result<(), Held> {
+        if !self.is_blind() {
+            return Ok(());
+        }
+        let since = self.i.memory.released_since.get(&pv.uid).copied().unwrap_or(self.i.now);
+        let due = since + self.i.limits.discovery_period;
+        if due <= self.i.now {
+            return Ok(());
+        }
+        self.wake(due);
+        Err(Held::Resting("scrubbed when pods have had time to end".into()))
+    }
+
+    /// The cleaner that a device was published with, if it can be run here.
+    fn device_cleaner(&self, pv: &Pv) -> Result<ScrubKind, Held> {
+        let class = self.i.config.classes.get(&pv.class);
+        let command = match pv.annotation(names::CLEANER) {
+            Some(noted) => serde_json::from_str::<Option<Vec<String>>>(noted).map_err(|error| {
+                Held::CleanerUnavailable(format!("the PV's annotation {} is {noted:?}: {error}", names::CLEANER))
+            })?,
+            None => class.and_then(|class| class.block_cleaner_command.clone()),
+        };
+        if self.i.config.use_job_for_cleaning {
+            return Err(Held::CleanerUnavailable("useJobForCleaning is set, and this version scrubs devices in the process only; set it to false".into()));
+        }
+        let cleaner = command.as_deref().map_or(Ok(Cleaner::Zero), Cleaner::parse).map_err(Held::CleanerUnavailable)?;
+        match cleaner {
+            Cleaner::Zero => Ok(ScrubKind::Zero),
+            other => Err(Held::CleanerUnavailable(format!("blockCleanerCommand {other} is not available in this version; use zero, the default"))),
+        }
+    }
+
+    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, kind: ScrubKind) -> State {
+        if self.slots == 0 {
+            return State::Released; // The end of another scrub is a wake.
+        }
+        self.slots -= 1;
+        if kind == ScrubKind::Zero && pv.mode == VolumeMode::Block {
+            let message = format!("Starting cleanup of Block PV {:?}, this may take a while", pv.name);
+            self.notice(pv, Severity::Normal, "VolumeDelete", message);
+        }
+        let expected = pv.annotation(names::VOLUME_ID).and_then(|text| text.parse::<VolumeId>().ok());
+        let order = ScrubOrder {
+            pv: PvRef::from(pv),
+            pv_gone: gone,
+            claim_uid: pv.claim_uid().map(str::to_owned),
+            directory: key.clone(),
+            entry: pv.entry().unwrap_or_default().to_owned(),
+            expected: expected.filter(|_| !adopted(pv)),
+            kind,
+            capacity: pv.capacity.clone(),
+        };
+        self.act(&pv.name, Action::Scrub(Box::new(order)));
+        State::Scrubbing(None)
+    }
+}

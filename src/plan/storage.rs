@@ -1,0 +1,134 @@
+//! Which storage is spoken for: no two PVs for one filesystem subtree or one device.
+
+use std::path::{Path, PathBuf};
+
+use crate::cluster::Owner;
+use crate::identity::{Comparison, VolumeId};
+use crate::observed::{Directory, EntryKind};
+
+use super::{Inputs, Sight};
+
+/// The storage that published volumes, and volumes about to be published, stand on.
+pub(super) struct Index {
+    subtrees: Vec<(u64, PathBuf, String)>,
+    devices: Vec<(String, String)>,
+    /// What PVs say that they were published from, wherever that storage is today.
+    noted: Vec<(VolumeId, PathBuf, String)>,
+}
+
+impl Index {
+    /// Of everything that has a PV, or had one that ended without being let go.
+    pub(super) fn of_published(i: &Inputs<'_>) -> Self {
+        let mut index = Self { subtrees: Vec::new(), devices: Vec::new(), noted: Vec::new() };
+        let live = i.cluster.pvs.values().filter(|pv| i.ownership.of(pv) != Owner::Foreign);
+        let gone = i.memory.gone.values().map(|gone| &gone.pv);
+        for pv in live.chain(gone) {
+            let Some(path) = &pv.path else { continue };
+            if let Some(id) = pv.annotation(crate::names::VOLUME_ID).and_then(|text| text.parse().ok()) {
+                index.noted.push((id, path.clone(), format!("PV {}", pv.name)));
+            }
+            let Some(key) = super::directory_of(i.config, pv) else { continue };
+            let Some(Directory::Read(entries)) = i.observed.directories.get(&key) else { continue };
+            if let Some(entry) = entries.iter().find(|entry| Some(entry.name.as_os_str()) == pv.entry()) {
+                index.add(&entry.kind, &path.display().to_string());
+            }
+        }
+        index
+    }
+
+    /// Takes an entry's storage for `owner`.
+    pub(super) fn add(&mut self, kind: &EntryKind, owner: &str) {
+        match kind {
+            EntryKind::Mount(mount) => self.subtrees.push((mount.dev, mount.subtree.clone(), owner.to_owned())),
+            EntryKind::Device(device) => {
+                self.devices.extend(device.storage_keys.iter().map(|key| (key.clone(), owner.to_owned())));
+            }
+            _ => {}
+        }
+    }
+
+    /// Who has this entry's storage already. `path` is the entry's own path on the node.
+    pub(super) fn owner(&self, kind: &EntryKind, path: &Path) -> Option<String> {
+        let (id, found) = match kind {
+            EntryKind::Mount(mount) => {
+                let overlaps = |other: &Path| other.starts_with(&mount.subtree) || mount.subtree.starts_with(other);
+                let same = self.subtrees.iter().find(|(dev, subtree, _)| *dev == mount.dev && overlaps(subtree));
+                (mount.id.as_ref().ok(), same.map(|(_, _, owner)| owner.clone()))
+            }
+            EntryKind::Device(device) => {
+                let same = self.devices.iter().find(|(key, _)| device.storage_keys.contains(key));
+                (device.id.as_ref().ok(), same.map(|(_, owner)| owner.clone()))
+            }
+            _ => return None,
+        };
+        found.or_else(|| {
+            let id = id?;
+            let same = |noted: &VolumeId| noted.compare(id) == Comparison::Same;
+            self.noted.iter().find(|(noted, at, _)| at != path && same(noted)).map(|(_, _, pv)| pv.clone())
+        })
+    }
+}
+
+/// How what is at a PV's path relates to what was published there.
+pub(super) enum Match {
+    /// The right storage, or a PV of the classic program, which notes none.
+    Right,
+    /// Other storage.
+    Wrong { expected: String, found: String },
+    /// It went with a reboot.
+    LostWithReboot,
+    /// Its identity cannot be read, or what was noted cannot.
+    Unknown(String),
+}
+
+impl super::Planner<'_> {
+    /// Compares what is at a PV's path with what was published there.
+    pub(super) fn matches(&self, pv: &crate::cluster::Pv, kind: &EntryKind) -> Match {
+        let seen = match kind {
+            EntryKind::Mount(mount) => &mount.id,
+            EntryKind::Device(device) => &device.id,
+            _ => return Match::Right,
+        };
+        let Some(noted) = pv.annotation(crate::names::VOLUME_ID) else {
+            let legacy = pv.annotation(crate::names::CLASS_DIRECTORY).is_none()
+                || pv.annotation(crate::names::VOLUME_ID_ORIGIN).is_some();
+            return if legacy {
+                Match::Right
+            } else {
+                Match::Unknown("the PV's annotation local-volume-provisioner/volume-id was removed; put it back, or accept what is there with local-volume-provisioner/resolve=adopt".into())
+            };
+        };
+        let noted: VolumeId = match noted.parse() {
+            Ok(id) => id,
+            Err(error) => {
+                return Match::Unknown(format!("the PV's annotation local-volume-provisioner/volume-id is {noted:?}: {error}"));
+            }
+        };
+        let seen = match seen {
+            Ok(id) => id,
+            Err(error) => return Match::Unknown(error.clone()),
+        };
+        match noted.compare(seen) {
+            Comparison::Same => Match::Right,
+            Comparison::Different => Match::Wrong { expected: noted.to_string(), found: seen.to_string() },
+            Comparison::LostWithReboot => Match::LostWithReboot,
+        }
+    }
+}
+
+/// Why an entry that should be a PV's volume is none, in the words of the hold.
+pub(super) fn not_a_volume(sight: &Sight<'_>, mode: crate::config::VolumeMode) -> Option<String> {
+    use crate::config::VolumeMode;
+    let Sight::Entry(entry) = sight else {
+        return Some("the entry is gone".into());
+    };
+    match (&entry.kind, mode) {
+        (EntryKind::Device(_), _) => None,
+        (EntryKind::Mount(_), VolumeMode::Block) => Some("a mounted filesystem is where a block device was published".into()),
+        (EntryKind::Mount(mount), VolumeMode::Filesystem) => {
+            mount.deleted.then(|| "the directory behind the mount was deleted".into())
+        }
+        (EntryKind::PlainDirectory, _) => Some("nothing is mounted on the directory".into()),
+        _ => Some("neither a mount point nor a block device is there now".into()),
+    }
+}

@@ -1,0 +1,252 @@
+//! PVs that are in circulation: free and bound ones.
+
+use crate::capacity;
+use crate::cluster::{Phase, Pv, Use};
+use crate::observed::EntryKind;
+use crate::reason::Held;
+
+use super::entry::{facts_capacity, facts_id};
+use super::storage::{Match, not_a_volume};
+use super::{Action, Occupant, Planner, PvRef, Severity, Sight, State, Volume};
+
+impl Planner<'_> {
+    /// Judges one own PV.
+    pub(super) fn pv(&mut self, pv: &Pv) {
+        self.occupy(pv, false);
+        let (key, sight) = self.sight(pv);
+        let (state, warning) = if pv.deleting {
+            (self.terminating(pv, key.as_ref(), &sight), None)
+        } else {
+            match (pv.phase, &pv.claim) {
+                (Phase::Available | Phase::Pending, None) => self.free(pv, &sight),
+                (Phase::Available | Phase::Pending, Some(_)) | (Phase::Bound, _) => self.bound(pv, &sight),
+                (Phase::Released, _) => (self.released(pv, key.as_ref(), &sight), None),
+                (Phase::Failed, _) => {
+                    self.hold_notice(pv, &Held::PhaseFailed);
+                    (State::Held(Held::PhaseFailed), None)
+                }
+            }
+        };
+        self.row(pv, key, &sight, state, warning);
+    }
+
+    /// A PV of this node from the time when its Node object had another UID: adopted if it is provably the same storage.
+    pub(super) fn former_node_pv(&mut self, pv: &Pv) {
+        let (key, sight) = self.sight(pv);
+        let same = pv.annotation(crate::names::VOLUME_ID).is_some()
+            && matches!(&sight, Sight::Entry(entry) if not_a_volume(&sight, pv.mode).is_none()
+                && matches!(self.matches(pv, &entry.kind), Match::Right));
+        if same && self.i.mode == crate::cluster::Mode::Patch {
+            self.occupy(pv, false);
+            let by = self.i.ownership.provisioned_by();
+            let annotations = [(crate::names::PROVISIONED_BY.to_owned(), Some(by))].into();
+            let patch = super::PvPatch { annotations, ..Default::default() };
+            self.patch(pv, patch, false, "made while the node object had another UID; the storage is the same");
+            let state = if pv.phase == Phase::Bound { State::Bound } else { State::Released };
+            self.row(pv, key, &sight, state, None);
+        } else {
+            self.occupy(pv, true);
+        }
+    }
+
+    /// A PV that another program made for a path of ours.
+    pub(super) fn foreign_pv(&mut self, pv: &Pv) {
+        let in_our_directory = self.i.config.classes.values().any(|class| Some(class.host_dir.as_path()) == pv.host_dir());
+        if !in_our_directory || !pv.hostnames.contains(&self.i.ownership.hostname) {
+            return;
+        }
+        self.occupy(pv, true);
+        let message = format!("PV {} stands for a path in a discovery directory, but was not made by this provisioner: the path is not published", pv.name);
+        self.notice(pv, Severity::Warning, "ForeignPersistentVolume", message);
+    }
+
+    fn occupy(&mut self, pv: &Pv, foreign: bool) {
+        if let Some(path) = &pv.path {
+            self.occupied.insert(path.clone(), Occupant { pv: pv.name.clone(), class: pv.class.clone(), foreign });
+        }
+    }
+
+    fn row(&mut self, pv: &Pv, key: Option<crate::observed::DirectoryKey>, sight: &Sight<'_>, state: State, warning: Option<String>) {
+        let kind = match sight {
+            Sight::Entry(entry) => Some(&entry.kind),
+            _ => None,
+        };
+        let directory = key.unwrap_or_else(|| crate::observed::DirectoryKey {
+            class: pv.class.clone(),
+            host_dir: pv.host_dir().unwrap_or(std::path::Path::new("/")).to_owned(),
+            mount_dir: std::path::PathBuf::new(),
+        });
+        self.plan.volumes.push(Volume {
+            directory,
+            entry: pv.entry().unwrap_or_default().to_owned(),
+            state,
+            pv: Some(pv.name.clone()),
+            published: true,
+            claim: pv.claim.as_ref().map(ToString::to_string),
+            capacity: Some(pv.capacity.clone()),
+            id: kind.and_then(facts_id),
+            warning,
+        });
+    }
+
+    /// A PV that nobody has claimed.
+    fn free(&mut self, pv: &Pv, sight: &Sight<'_>) -> (State, Option<String>) {
+        let usage = self.usage(pv);
+        let warning = (usage == Use::Used).then(|| {
+            let message = "its claimRef was cleared by hand: the next claim gets the data of the last one".to_owned();
+            self.notice(pv, Severity::Warning, "ReusedWithoutScrub", message.clone());
+            message
+        });
+        let entry = match sight {
+            Sight::Unseen(Held::ClassNotConfigured) => return self.missing(pv, usage, "its class is not configured any more", warning),
+            Sight::Unseen(held) => return (State::Available, Some(held.to_string())),
+            Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), warning),
+            Sight::Absent => return self.missing(pv, usage, "the entry is gone", warning),
+            Sight::Entry(entry) => *entry,
+        };
+        if let Some(what) = not_a_volume(sight, pv.mode) {
+            return self.missing(pv, usage, &what, warning);
+        }
+        if let Some(what) = self.out_of_class(pv, &entry.kind) {
+            return self.missing(pv, usage, &what, warning);
+        }
+        match self.matches(pv, &entry.kind) {
+            Match::Wrong { expected, found } if !adopted(pv) => {
+                // At once: a claim that is bound now would get somebody's data.
+                let held = Held::WrongStorage { expected, found };
+                self.delete(pv, false, &held.to_string());
+                return (State::Held(held), warning);
+            }
+            Match::LostWithReboot => {
+                self.delete(pv, usage == Use::Unused, "what was published went with a reboot, and this is a new volume");
+                return (State::Available, warning);
+            }
+            Match::Unknown(error) if !adopted(pv) => {
+                let held = Held::IdentityUnknown(error);
+                self.hold_notice(pv, &held);
+                return (State::Held(held), warning);
+            }
+            _ => {}
+        }
+        self.follow(pv, usage, entry);
+        (State::Available, warning)
+    }
+
+    /// Keeps what is written on a free PV true: capacity, label, marks.
+    fn follow(&mut self, pv: &Pv, usage: Use, entry: &crate::observed::Entry) {
+        let mut patch = self.upkeep(pv, Some(&entry.kind), usage);
+        if let Some(now) = facts_capacity(&entry.kind).filter(|now| *now != "0" && usage == Use::Unused)
+            && capacity::parse(&now) != capacity::parse(&pv.capacity)
+        {
+            match self.i.mode {
+                crate::cluster::Mode::Patch => patch.capacity = Some(now),
+                crate::cluster::Mode::Classic => {
+                    let why = format!("its capacity changed from {} to {now}, and patching is not permitted", pv.capacity);
+                    self.delete(pv, true, &why);
+                    return;
+                }
+            }
+        }
+        self.patch(pv, patch, false, "to keep what it says true");
+    }
+
+    /// Whether a PV's volume is there, but would not be published under its class any more.
+    fn out_of_class(&self, pv: &Pv, kind: &EntryKind) -> Option<String> {
+        let read_only = match kind {
+            EntryKind::Mount(mount) => mount.read_only,
+            EntryKind::Device(device) => device.read_only,
+            _ => false,
+        };
+        if read_only {
+            return Some("it became read-only".into());
+        }
+        let Some(class) = self.i.config.classes.get(&pv.class) else {
+            return Some("its class is not configured any more".into());
+        };
+        if Some(class.host_dir.as_path()) != pv.host_dir() {
+            return Some(format!("hostDir of its class is {} now", class.host_dir.display()));
+        }
+        let name = pv.entry().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        (!class.name_pattern.matches(name)).then(|| format!("its name does not match namePattern {:?} any more", class.name_pattern.to_string()))
+    }
+
+    /// The volume of a free PV is not there: the PV is withdrawn after the grace period, unless it holds somebody's data.
+    fn missing(&mut self, pv: &Pv, usage: Use, what: &str, warning: Option<String>) -> (State, Option<String>) {
+        let state = State::Vanished(what.to_owned());
+        if usage != Use::Unused {
+            self.notice(pv, Severity::Warning, "VolumeVanished", format!("{what}; the PV is kept, because it may have been used"));
+            return (state, warning);
+        }
+        // Without a note of when it went missing it has just gone: the run loop notes it after this pass.
+        let since = self.i.memory.missing_since.get(&pv.uid).copied().unwrap_or(self.i.now);
+        let due = since + self.i.limits.grace_period;
+        if due <= self.i.now {
+            self.delete(pv, true, what);
+        } else {
+            self.wake(due);
+        }
+        (state, warning)
+    }
+
+    /// A PV that is bound, or that a claim is being bound to: nothing is done, but everything is said.
+    fn bound(&mut self, pv: &Pv, sight: &Sight<'_>) -> (State, Option<String>) {
+        let usage = self.usage(pv);
+        let kind = match sight {
+            Sight::Entry(entry) => Some(&entry.kind),
+            _ => None,
+        };
+        let patch = self.upkeep(pv, kind, usage);
+        self.patch(pv, patch, false, "to keep what it says true");
+        let state = if pv.phase == Phase::Bound { State::Bound } else { State::Available };
+        match sight {
+            Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), None),
+            Sight::Unseen(held) => return (state, Some(held.to_string())),
+            Sight::Absent | Sight::Entry(_) => {}
+        }
+        if let Some(what) = not_a_volume(sight, pv.mode) {
+            self.notice(pv, Severity::Warning, "VolumeVanished", format!("{what}, and a claim is bound to it"));
+            return (State::Vanished(what), None);
+        }
+        let Some(kind) = kind else { return (state, None) };
+        let warning = match self.matches(pv, kind) {
+            Match::Wrong { expected, found } if !adopted(pv) => {
+                let held = Held::WrongStorage { expected, found };
+                self.notice(pv, Severity::Warning, "VolumeMismatch", held.to_string());
+                Some(held.to_string())
+            }
+            Match::LostWithReboot => {
+                let message = "what the claim was bound to went with a reboot; what is there now is new and empty".to_owned();
+                self.notice(pv, Severity::Warning, "VolumeLost", message.clone());
+                Some(message)
+            }
+            Match::Unknown(error) => Some(Held::IdentityUnknown(error).to_string()),
+            Match::Wrong { .. } | Match::Right => self.capacity_warning(pv, kind),
+        };
+        (state, warning)
+    }
+
+    fn capacity_warning(&mut self, pv: &Pv, kind: &EntryKind) -> Option<String> {
+        let now = facts_capacity(kind)?;
+        if capacity::parse(&now) == capacity::parse(&pv.capacity) {
+            return None;
+        }
+        let message = format!("its capacity is {now} now, and {} was published", pv.capacity);
+        self.notice(pv, Severity::Warning, "CapacityChanged", message.clone());
+        Some(message)
+    }
+
+    /// Deletes a PV with preconditions, and only if it is as it was seen.
+    pub(super) fn delete(&mut self, pv: &Pv, lets_go: bool, why: &str) {
+        self.act(&pv.name, Action::Delete { pv: PvRef::from(pv), lets_go, why: why.to_owned() });
+    }
+
+    /// Says, once per cause, why a volume does not come back.
+    pub(super) fn hold_notice(&mut self, pv: &Pv, held: &Held) {
+        self.notice(pv, Severity::Warning, "VolumeFailedDelete", format!("Error cleaning PV {:?}: {held}", pv.name));
+    }
+}
+
+/// Whether the operator accepts the storage that is at the path now.
+pub(super) fn adopted(pv: &Pv) -> bool {
+    pv.annotation(crate::names::RESOLVE) == Some("adopt")
+}

@@ -1,0 +1,199 @@
+//! One scrub from its order to its end: the checks right before the first destructive call, on the descriptor that stays
+//! on the storage, and the scrub itself. Runs on a thread of its own.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::Client;
+use kube::api::Api;
+use tokio::runtime::Handle;
+
+use crate::cluster::{Mode, Phase, Pv};
+use crate::devices::{self, DeviceError};
+use crate::identity::{Comparison, VolumeId, read};
+use crate::mounts::{self, Mount};
+use crate::names;
+use crate::plan::{ScrubKind, ScrubOrder};
+use crate::reason::Held;
+use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
+use crate::scan::{self, ScanSettings};
+use crate::scrub::progress::{Cancel, Progress};
+use crate::scrub::{ScrubError, block, filesystem};
+
+/// Runs one order.
+pub struct Scrubber {
+    /// Reads the PV once more before anything is touched.
+    pub client: Client,
+    /// Where calls of the API are made.
+    pub runtime: Handle,
+    /// What may be done with PVs.
+    pub mode: Mode,
+    /// Where mounts and devices are looked up.
+    pub scan: ScanSettings,
+    /// What to scrub.
+    pub order: ScrubOrder,
+    /// How an earlier scrub of this release left the volume.
+    pub earlier_stamp: Option<String>,
+    /// How far it is.
+    pub progress: Progress,
+    /// Stops it.
+    pub cancel: Cancel,
+}
+
+/// A volume that is clean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clean {
+    /// Directory entries that were removed.
+    pub entries_removed: u64,
+    /// How the volume looked at the end.
+    pub stamp: Option<String>,
+    /// It needs no second look: mounts of pods can be seen, or nothing has touched it since the first.
+    pub settled: bool,
+}
+
+impl Scrubber {
+    /// Checks, scrubs, verifies.
+    ///
+    /// # Errors
+    /// [`ScrubError::Held`] where a check says no, and nothing was touched.
+    pub fn run(&self) -> Result<Clean, ScrubError> {
+        match self.order.kind {
+            ScrubKind::Filesystem => self.filesystem(),
+            ScrubKind::Zero => self.zero(),
+        }
+    }
+
+    fn filesystem(&self) -> Result<Clean, ScrubError> {
+        let root = filesystem::open_mount_root(&self.order.directory.mount_dir, &self.order.entry)?;
+        let mount = self.check_filesystem(&root)?;
+        let mut check = || {
+            self.check_mounts(&mount)?;
+            self.check_pv()
+        };
+        let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
+        let stamp = stamp(&outcome);
+        let untouched = outcome.entries_removed == 0 && self.earlier_stamp.as_ref() == Some(&stamp);
+        let sees_pods = std::fs::File::open(&self.scan.host_mountinfo).is_ok();
+        Ok(Clean { entries_removed: outcome.entries_removed, stamp: Some(stamp), settled: sees_pods || untouched })
+    }
+
+    /// Whether the open directory is the filesystem that was published.
+    fn check_filesystem(&self, root: &MountRoot) -> Result<Mount, ScrubError> {
+        let table = read_table(&self.scan.own_mountinfo)?;
+        let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
+        let mount = mounts::by_id(&table, id)
+            .cloned()
+            .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
+        let boot_id = scan::boot_id();
+        self.compare(|| read::filesystem(root.as_fd(), &mount, &boot_id, &self.scan.sysfs))?;
+        Ok(mount)
+    }
+
+    fn compare(&self, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {
+        let Some(expected) = &self.order.expected else { return Ok(()) };
+        let found = found().map_err(|error| ScrubError::Held(Held::IdentityUnknown(format!("{error:#}"))))?;
+        match expected.compare(&found) {
+            Comparison::Same => Ok(()),
+            Comparison::Different | Comparison::LostWithReboot => {
+                Err(ScrubError::Held(Held::WrongStorage { expected: expected.to_string(), found: found.to_string() }))
+            }
+        }
+    }
+
+    /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
+    fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
+        let own = read_table(&self.scan.own_mountinfo)?;
+        let host = match std::fs::read(&self.scan.host_mountinfo) {
+            Ok(bytes) => mounts::parse(&bytes),
+            Err(_) => Vec::new(), // Blind: the planner has let the volume rest.
+        };
+        let mut nested = mounts::nested(&own, mount.dev, &mount.root);
+        nested.extend(mounts::nested(&host, mount.dev, &mount.root));
+        if !nested.is_empty() {
+            nested.sort();
+            nested.dedup();
+            let points = nested.iter().map(|point| point.display().to_string()).collect();
+            return Err(ScrubError::Held(Held::NestedMounts(points)));
+        }
+        self.check_pods(&host, |dev, subtree| dev == mount.dev && subtree == mount.root)
+    }
+
+    fn check_pods(&self, host: &[Mount], same: impl Fn(u64, &Path) -> bool) -> Result<(), ScrubError> {
+        let user = mounts::pod_mounts(host)
+            .into_iter()
+            .find(|pod| pod.pv == self.order.pv.name || same(pod.dev, &pod.subtree));
+        match user {
+            None => Ok(()),
+            Some(pod) => Err(ScrubError::Held(Held::InUse(format!("pod {} has it mounted (as PV {})", pod.pod_uid, pod.pv)))),
+        }
+    }
+
+    fn zero(&self) -> Result<Clean, ScrubError> {
+        let path = self.order.directory.mount_dir.join(&self.order.entry);
+        let device = devices::claim_exclusive(&path).map_err(|error| match error {
+            DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
+            DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
+            DeviceError::System { errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO, .. } => {
+                ScrubError::Held(Held::NotMounted(error.to_string()))
+            }
+            other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
+        })?;
+        let around = scan::surroundings(&self.scan);
+        let facts = device.facts(&around).with_context(|| format!("cannot examine {}", path.display()))?;
+        self.compare(|| facts.id.clone().map_err(|error| anyhow!(error)))?;
+        if let Some(users) = facts.users.filter(|users| !users.is_empty()) {
+            return Err(ScrubError::Held(Held::InUse(users.join(", "))));
+        }
+        let mut check = || {
+            let host = std::fs::read(&self.scan.host_mountinfo).map(|bytes| mounts::parse(&bytes)).unwrap_or_default();
+            self.check_pods(&host, |dev, _| dev == facts.dev)?;
+            self.check_pv()
+        };
+        block::zero(&device.file, facts.capacity_bytes, &mut check, &self.progress, &self.cancel)?;
+        Ok(Clean { entries_removed: 0, stamp: None, settled: true })
+    }
+
+    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late.
+    fn check_pv(&self) -> Result<(), ScrubError> {
+        let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        let found = self.runtime.block_on(api.get_opt(&self.order.pv.name)).context("the PV cannot be read before the scrub")?;
+        let pv = match (found.as_ref().map(Pv::from), self.order.pv_gone) {
+            (None, true) => return Ok(()),
+            (Some(pv), true) => return Err(changed(&format!("there is a new one, with UID {}", pv.uid))),
+            (None, false) => return Err(changed("it is gone")),
+            (Some(pv), false) => pv,
+        };
+        if pv.uid != self.order.pv.uid {
+            return Err(changed("it has another UID"));
+        }
+        if pv.claim_uid() != self.order.claim_uid.as_deref() {
+            return Err(changed("its claimRef"));
+        }
+        let returning = match self.mode {
+            Mode::Patch => pv.deleting && pv.phase != Phase::Bound && !pv.is_protected(),
+            Mode::Classic => pv.phase == Phase::Released,
+        };
+        if !returning {
+            return Err(changed("it is not released any more"));
+        }
+        let told = self.mode == Mode::Patch && pv.annotation(names::RETAINED) == Some("scrub");
+        if pv.reclaim_policy != "Delete" && !told {
+            return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
+        }
+        Ok(())
+    }
+}
+
+fn read_table(path: &Path) -> Result<Vec<Mount>, ScrubError> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(mounts::parse(&bytes))
+}
+
+/// How a scrubbed filesystem looks, to see later whether anybody has touched it.
+fn stamp(outcome: &FilesystemOutcome) -> String {
+    let (ctime, mtime) = (outcome.ctime, outcome.mtime);
+    format!("{}.{:09} {}.{:09}", ctime.seconds, ctime.nanoseconds, mtime.seconds, mtime.nanoseconds)
+}

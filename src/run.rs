@@ -1,0 +1,376 @@
+//! The daemon: wakes, passes, and what comes of them. One pass at a time.
+
+mod settle;
+mod start;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use kube::Client;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
+
+use crate::cluster::{Mode, Node, Ownership};
+use crate::config::{self, Config, Problem};
+use crate::events::Told;
+use crate::http::Health;
+use crate::lock::Locks;
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::observed::{Directory, DirectoryKey, HostView, Observed};
+use crate::plan::{self, Action, Inputs, Plan};
+use crate::scan::Scanner;
+use crate::scrub::progress::Cancel;
+use crate::settings::Settings;
+use crate::wakes::{Directories, MountTables};
+use crate::watch::Shared;
+
+use settle::Done;
+
+/// How many API writes are under way at once. Sixteen connections are what one API server serves at full speed.
+const WRITES: usize = 16;
+
+/// The node's side: everything that may block on a disk lives on a thread of its own during a look.
+struct Eyes {
+    scanner: Scanner,
+    locks: Locks,
+    directories: Directories,
+}
+
+/// What a look at the node has shown.
+struct Look {
+    observed: Observed,
+    /// Directories that another provisioner holds, and how it says so.
+    locked_out: Vec<String>,
+    /// The configuration, if it was read anew.
+    config: Option<config::Loaded>,
+}
+
+struct Daemon {
+    settings: Settings,
+    client: Client,
+    shared: Shared,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    started: Instant,
+    /// Wakes as long as it lives.
+    _mount_tables: Option<MountTables>,
+    eyes: Option<Eyes>,
+    mode: Mode,
+    watch_of_pvs: Option<tokio::task::JoinHandle<()>>,
+    node_watched: bool,
+    node_read: Option<Instant>,
+    config: Option<Config>,
+    problems: Vec<Problem>,
+    memory: Memory,
+    told: Told,
+    tasks: JoinSet<Done>,
+    writes: Arc<Semaphore>,
+    cancels: std::collections::BTreeMap<String, Cancel>,
+    directories_read: BTreeSet<PathBuf>,
+    gaps: u64,
+    states: std::collections::BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
+}
+
+/// Runs the daemon until `shutdown`.
+///
+/// # Errors
+/// The daemon cannot start, or a part of it ended that must not end.
+pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
+    let health = Arc::new(Health::default());
+    let server = serve(&settings, &health, &metrics).await?;
+    let mut daemon = start::daemon(settings, client, metrics, health);
+    tokio::pin!(shutdown);
+    let ended = tokio::select! {
+        () = &mut shutdown => Ok(()),
+        result = server => result,
+        result = daemon.go() => result,
+    };
+    daemon.stop().await;
+    ended
+}
+
+/// Serves HTTP for ever, or nothing for ever where no address is given.
+async fn serve(
+    settings: &Settings,
+    health: &Arc<Health>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    let listener = match settings.listen_address {
+        None => None,
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} (--listen-address)"))?,
+        ),
+    };
+    let router = crate::http::router(Arc::clone(health), Arc::clone(metrics), &settings.metrics_path);
+    Ok(async move {
+        match listener {
+            Some(listener) => axum::serve(listener, router).await.context("the HTTP server ended"),
+            None => std::future::pending().await,
+        }
+    })
+}
+
+impl Daemon {
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    async fn go(&mut self) -> anyhow::Result<()> {
+        self.connect().await;
+        let mut due: Option<Duration>;
+        loop {
+            self.health.pass(Some(Instant::now()));
+            due = self.pass().await?;
+            self.health.pass(None);
+            let safety = self.now() + self.settings.limits.discovery_period;
+            let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
+            tokio::select! {
+                () = self.shared.wake.notified() => {}
+                Some(done) = self.tasks.join_next() => self.settle_task(done)?,
+                () = tokio::time::sleep(wait) => {}
+            }
+            // Whatever has ended by now is settled before the next pass, which then sees it all.
+            while let Some(done) = self.tasks.try_join_next() {
+                self.settle_task(done)?;
+            }
+        }
+    }
+
+    fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
+        self.settle(done.context("a task of the daemon failed")?);
+        Ok(())
+    }
+
+    /// One look and what follows from it. Returns when the next is due at the latest.
+    async fn pass(&mut self) -> anyhow::Result<Option<Duration>> {
+        let began = Instant::now();
+        let look = self.look().await?;
+        if let Some(loaded) = look.config {
+            self.take_config(loaded);
+        }
+        self.note_directories(&look.observed);
+        let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
+        if self.health.waits_for(waiting_for.clone()) {
+            if waiting_for.is_empty() {
+                info!("ready");
+            } else {
+                info!(waiting_for = %waiting_for.join("; "), "not ready");
+            }
+        }
+        self.read_doubtful();
+        let store = self.shared.clone();
+        let store = store.store();
+        let known = store.waiting_for().is_empty();
+        let (Some(config), Some(ownership), Some(node)) = (self.config.clone(), store.ownership().cloned(), store.cluster().node.clone()) else {
+            return Ok(None);
+        };
+        if !known || !look.locked_out.is_empty() {
+            return Ok(None);
+        }
+        drop(store);
+        let plan = self.plan(&config, &ownership, &node, &look.observed);
+        debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
+        self.log_changes(&plan);
+        self.tell(&plan, &ownership);
+        let due = plan.wake_at;
+        for action in plan.actions {
+            self.start(action, began);
+        }
+        Ok(due)
+    }
+
+    fn plan(&mut self, config: &Config, ownership: &Ownership, node: &Node, observed: &Observed) -> Plan {
+        let now = self.now();
+        let shared = self.shared.clone();
+        let mut store = shared.store();
+        if store.gaps() != self.gaps {
+            self.gaps = store.gaps();
+            self.memory.watched_since_creation.clear();
+        }
+        let endings = store.take_endings();
+        self.memory.note(&endings, store.cluster(), ownership, now);
+        let inputs = |memory| Inputs {
+            config,
+            limits: self.settings.limits,
+            mode: self.mode,
+            node,
+            ownership,
+            observed,
+            cluster: store.cluster(),
+            memory,
+            now,
+        };
+        let plan = plan::plan(&inputs(&self.memory));
+        self.memory.note_observed(&plan, observed, store.cluster(), now);
+        self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
+        plan
+    }
+
+    /// Looks at the node, on a thread where blocking is allowed.
+    async fn look(&mut self) -> anyhow::Result<Look> {
+        let mut eyes = self.eyes.take().context("a look was lost")?;
+        let config = self.config.clone().unwrap_or_default();
+        let (keys, published) = {
+            let store = self.shared.store();
+            let published: BTreeSet<PathBuf> = store.cluster().pvs.values().filter_map(|pv| pv.path.clone()).collect();
+            (plan::directories(&config, store.cluster()), published)
+        };
+        let configured: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
+        let config_dir = self.settings.config_dir.clone();
+        let (eyes, look) = tokio::task::spawn_blocking(move || {
+            let look = look(&mut eyes, &keys, &configured, &published, &config_dir);
+            (eyes, look)
+        })
+        .await
+        .context("the look at the node failed")?;
+        self.eyes = Some(eyes);
+        Ok(look)
+    }
+
+    fn take_config(&mut self, loaded: config::Loaded) {
+        let loaded = match &self.config {
+            Some(previous) => loaded.keep_last_good(previous),
+            None => loaded,
+        };
+        let news: Vec<&Problem> = loaded.problems.iter().chain(&loaded.warnings).filter(|problem| !self.problems.contains(problem)).collect();
+        for problem in news {
+            warn!("configuration: {problem}");
+        }
+        self.metrics.config_problems(loaded.problems.len());
+        self.problems = loaded.problems.iter().chain(&loaded.warnings).cloned().collect();
+        let usable = self.config.is_some() || !loaded.config.classes.is_empty() || loaded.problems.is_empty();
+        if usable && self.config.as_ref() != Some(&loaded.config) {
+            info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
+            self.shared.wake.notify_one(); // The directories may be others now.
+            self.config = Some(loaded.config);
+        }
+    }
+
+    fn note_directories(&mut self, observed: &Observed) {
+        for (key, directory) in &observed.directories {
+            if matches!(directory, Directory::Read(_)) {
+                self.directories_read.insert(key.mount_dir.clone());
+            }
+        }
+        if let HostView::Blind(reason) = &observed.host
+            && self.states.is_empty()
+        {
+            warn!(%reason, "mounts of pods cannot be seen: released filesystem volumes rest for a discovery period before and after their scrub; mount the host's /proc/1/mountinfo at /host/mountinfo");
+        }
+    }
+
+    /// What is missing for being ready, in words.
+    fn waiting_for(&self, observed: &Observed, locked_out: &[String]) -> Vec<String> {
+        let mut missing = locked_out.to_vec();
+        match &self.config {
+            None => missing.push(format!(
+                "a configuration: {}",
+                self.problems.first().map_or_else(|| "nothing was read yet".into(), ToString::to_string)
+            )),
+            Some(config) => {
+                let store = self.shared.store();
+                missing.extend(store.waiting_for().iter().map(|what| format!("the API server to list {what}")));
+                if store.cluster().node.is_some() && store.ownership().is_none() {
+                    missing.push("the label kubernetes.io/hostname on the node".into());
+                }
+                for class in config.classes.values() {
+                    if self.directories_read.contains(&class.mount_dir) {
+                        continue;
+                    }
+                    let why = match observed.directories.get(&DirectoryKey::from(class)) {
+                        Some(Directory::Missing) => "does not exist",
+                        Some(Directory::Unreadable(error)) => error.as_str(),
+                        _ => "was not read yet",
+                    };
+                    missing.push(format!("mountDir {} of class {}: {why}", class.mount_dir.display(), class.name));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Logs each volume's state when it changes.
+    fn log_changes(&mut self, plan: &Plan) {
+        let mut states = std::collections::BTreeMap::new();
+        for volume in &plan.volumes {
+            // Progress is no change of state.
+            let reason = match &volume.state {
+                plan::State::Scrubbing(_) => None,
+                state => state.reason().or_else(|| volume.warning.clone()),
+            };
+            let text = format!("{} {}", volume.state.word(), reason.as_deref().unwrap_or_default());
+            let key = (volume.directory.clone(), volume.entry.clone());
+            if self.states.get(&key) != Some(&text) {
+                let path = volume.directory.host_dir.join(&volume.entry);
+                info!(
+                    path = %path.display(),
+                    class = %volume.directory.class,
+                    pv = volume.pv.as_deref().unwrap_or("-"),
+                    state = volume.state.word(),
+                    reason = reason.as_deref().unwrap_or("-"),
+                    "volume"
+                );
+            }
+            states.insert(key, text);
+        }
+        self.states = states;
+    }
+
+    /// Ends what runs: scrubs stop between two entries or chunks, and are started anew by the next process.
+    async fn stop(&mut self) {
+        for cancel in self.cancels.values() {
+            cancel.cancel();
+        }
+        if let Some(watch) = self.watch_of_pvs.take() {
+            watch.abort();
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(20), async { while self.tasks.join_next().await.is_some() {} });
+        if ended.await.is_err() {
+            error!("a scrub did not stop in 20 s; it ends with the process");
+        }
+    }
+}
+
+/// A look at the node: everything in here may block.
+fn look(eyes: &mut Eyes, keys: &[DirectoryKey], configured: &BTreeSet<DirectoryKey>, published: &BTreeSet<PathBuf>, config_dir: &std::path::Path) -> Look {
+    let config = eyes.directories.take_config_changed().then(|| config::load_directory(config_dir));
+    eyes.directories.forget_missing();
+    eyes.directories.follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));
+    let observed = eyes.scanner.scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
+    let mut locked_out = Vec::new();
+    for key in configured {
+        if matches!(observed.directories.get(key), Some(Directory::Read(_)))
+            && let Err(error) = eyes.locks.acquire(&key.mount_dir)
+        {
+            locked_out.push(error.to_string());
+        }
+    }
+    Look { observed, locked_out, config }
+}
+
+impl Daemon {
+    /// Starts what an action asks for; its end is settled by the loop.
+    fn start(&mut self, action: Action, looked: Instant) {
+        match action {
+            Action::Create(pv) => self.create(*pv, looked),
+            Action::Patch { pv, patch, lets_go, why } => self.patch(pv, patch, lets_go, why),
+            Action::Delete { pv, lets_go, why } => self.delete(pv, lets_go, why),
+            Action::Scrub(order) => self.scrub(*order),
+            Action::AbortScrub { uid, why } => {
+                if let Some(cancel) = self.cancels.get(&uid) {
+                    warn!(%uid, %why, "scrub aborted");
+                    cancel.cancel();
+                }
+            }
+            Action::ReadClaim(claim) => self.read_claim(claim),
+        }
+    }
+}

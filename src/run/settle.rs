@@ -1,0 +1,372 @@
+//! Carrying out actions, and what is learnt from how they ended.
+
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::ResourceExt;
+use kube::api::Api;
+use tracing::{debug, info, warn};
+
+use super::{Arc, Daemon, Duration, Ownership, Plan, start};
+use crate::api::{self, WriteError};
+use crate::cluster::{ClaimRef, Mode, Pv};
+use crate::config::VolumeMode;
+use crate::events;
+use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, api_backoff, scrub_backoff};
+use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
+use crate::recycle::{self, Clean};
+use crate::scrub::ScrubError;
+use crate::scrub::progress::{Cancel, Progress, Unit};
+
+/// Something that was started and has ended.
+pub(super) enum Done {
+    Created { pv: Box<PersistentVolume>, result: Result<PersistentVolume, WriteError>, took: Duration, since_look: Duration },
+    Patched { pv: PvRef, lets_go: bool, result: Result<PersistentVolume, WriteError> },
+    Deleted { pv: PvRef, lets_go: bool, result: Result<Option<PersistentVolume>, WriteError>, took: Duration },
+    Read { name: String, result: Result<Option<PersistentVolume>, WriteError> },
+    ReadClaim { claim: ClaimRef, state: ClaimState },
+    ReadNode(Result<k8s_openapi::api::core::v1::Node, WriteError>),
+    Scrubbed { order: Box<ScrubOrder>, result: Result<Clean, ScrubError>, took: Duration },
+    Posted { notice: Notice, event: Option<(String, i32)> },
+    Mode(Result<Mode, WriteError>),
+}
+
+impl Daemon {
+    /// Runs a call of the API for a PV, among a bounded number of others.
+    fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
+        self.memory.in_flight.insert(key.to_owned());
+        let writes = Arc::clone(&self.writes);
+        self.tasks.spawn(async move {
+            // The semaphore is never closed.
+            let _permit = writes.acquire_owned().await;
+            call.await
+        });
+    }
+
+    pub(super) fn create(&mut self, pv: PersistentVolume, looked: Instant) {
+        let fresh = self.node_watched || self.node_read.is_some_and(|at| at.elapsed() < crate::watch::NODE_READING);
+        if !fresh {
+            self.read_node();
+            return;
+        }
+        let client = self.client.clone();
+        self.call(&pv.name_any(), async move {
+            let began = Instant::now();
+            let result = api::create(&client, &pv).await;
+            Done::Created { pv: Box::new(pv), result, took: began.elapsed(), since_look: looked.elapsed() }
+        });
+    }
+
+    /// The labels that are copied to PVs, and the UID, may have changed: the Node is read before anything is created.
+    fn read_node(&mut self) {
+        const KEY: &str = "the own node";
+        if self.memory.in_flight.contains(KEY) {
+            return;
+        }
+        let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
+        self.call(KEY, async move { Done::ReadNode(read.await) });
+    }
+
+    pub(super) fn patch(&mut self, pv: PvRef, patch: PvPatch, lets_go: bool, why: String) {
+        debug!(pv = %pv.name, %why, "patching");
+        let client = self.client.clone();
+        self.call(&pv.name.clone(), async move {
+            let result = api::patch(&client, &pv, &patch).await;
+            Done::Patched { pv, lets_go, result }
+        });
+    }
+
+    pub(super) fn delete(&mut self, pv: PvRef, lets_go: bool, why: String) {
+        info!(pv = %pv.name, %why, "deleting PersistentVolume");
+        let client = self.client.clone();
+        self.call(&pv.name.clone(), async move {
+            let began = Instant::now();
+            let result = api::delete(&client, &pv).await;
+            Done::Deleted { pv, lets_go, result, took: began.elapsed() }
+        });
+    }
+
+    pub(super) fn read_claim(&mut self, claim: ClaimRef) {
+        let client = self.client.clone();
+        self.call(&format!("claim {claim}"), async move {
+            let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &claim.namespace);
+            let state = match api.get_opt(&claim.name).await {
+                Ok(None) => ClaimState::Absent,
+                Ok(Some(found)) => ClaimState::Present {
+                    uid: found.metadata.uid.unwrap_or_default(),
+                    volume_name: found.spec.and_then(|spec| spec.volume_name).unwrap_or_default(),
+                },
+                Err(err) => ClaimState::Unreadable(WriteError::from(err).to_string()),
+            };
+            Done::ReadClaim { claim, state }
+        });
+    }
+
+    /// Reads by name the PVs of which it is not certain that they are gone, or as they were seen.
+    pub(super) fn read_doubtful(&mut self) {
+        let names: Vec<String> = self.shared.store().doubtful().iter().cloned().collect();
+        for name in names {
+            let waits = self.memory.retries.get(&name).is_some_and(|retry| retry.due > self.now());
+            if waits || self.memory.in_flight.contains(&name) {
+                continue;
+            }
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            self.call(&name.clone(), async move {
+                let result = api.get_opt(&name).await.map_err(WriteError::from);
+                Done::Read { name, result }
+            });
+        }
+    }
+
+    pub(super) fn scrub(&mut self, order: ScrubOrder) {
+        let former = self.memory.scrubs.get(&order.pv.uid);
+        let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
+        let stamp = former.and_then(|scrub| match &scrub.state {
+            ScrubState::Clean { stamp, .. } => stamp.clone(),
+            _ => None,
+        });
+        let unit = match order.kind {
+            crate::plan::ScrubKind::Filesystem => Unit::Entries,
+            crate::plan::ScrubKind::Zero => Unit::Bytes,
+        };
+        let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
+        let scrub = Scrub {
+            claim_uid: order.claim_uid.clone(),
+            noted_id: order.expected.as_ref().map(ToString::to_string),
+            failures,
+            held_back,
+            state: ScrubState::Running(progress.clone()),
+        };
+        self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
+        self.cancels.insert(order.pv.uid.clone(), cancel.clone());
+        info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
+        let scrubber = recycle::Scrubber {
+            client: self.client.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            mode: self.mode,
+            scan: self.settings.scan.clone(),
+            order,
+            earlier_stamp: stamp,
+            progress,
+            cancel,
+        };
+        self.tasks.spawn(async move {
+            let began = Instant::now();
+            let order = Box::new(scrubber.order.clone());
+            let result = match tokio::task::spawn_blocking(move || scrubber.run()).await {
+                Ok(result) => result,
+                Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
+            };
+            Done::Scrubbed { order, result, took: began.elapsed() }
+        });
+    }
+
+    /// Posts what is new among the plan's notices.
+    pub(super) fn tell(&mut self, plan: &Plan, ownership: &Ownership) {
+        let news = self.told.news(&plan.events);
+        self.post(news, ownership);
+    }
+
+    fn post(&mut self, news: Vec<Notice>, ownership: &Ownership) {
+        for notice in news {
+            if notice.severity == Severity::Warning {
+                warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
+            }
+            let earlier = self.told.earlier(&notice);
+            let (client, source, host) = (self.client.clone(), ownership.provisioned_by(), self.settings.node_name.clone());
+            self.tasks.spawn(async move {
+                let event = events::post(&client, &source, &host, &notice, earlier).await;
+                Done::Posted { notice, event }
+            });
+        }
+    }
+
+    /// Takes in how something ended.
+    pub(super) fn settle(&mut self, done: Done) {
+        match done {
+            Done::Created { pv, result, took, since_look } => self.created(&pv, result, took, since_look),
+            Done::Patched { pv, lets_go, result } => self.patched(&pv, lets_go, result),
+            Done::Deleted { pv, lets_go, result, took } => self.deleted(&pv, lets_go, result, took),
+            Done::Read { name, result } => {
+                self.memory.in_flight.remove(&name);
+                match result {
+                    Ok(found) => self.shared.update(|store| store.read_by_name(&name, found.as_ref())),
+                    Err(err) => self.failed(&name, &err, "read"),
+                }
+            }
+            Done::ReadClaim { claim, state } => {
+                self.memory.in_flight.remove(&format!("claim {claim}"));
+                let reading = ClaimReading { at: self.now(), state };
+                self.memory.claims.insert((claim.namespace, claim.name), reading);
+            }
+            Done::ReadNode(result) => {
+                self.memory.in_flight.remove("the own node");
+                match result {
+                    Ok(node) => {
+                        self.node_read = Some(Instant::now());
+                        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
+                        self.shared.update(|store| store.node(&node, name_only));
+                    }
+                    Err(err) => warn!(error = %err, "cannot read the node"),
+                }
+            }
+            Done::Scrubbed { order, result, took } => self.scrubbed(&order, result, took),
+            Done::Posted { notice, event } => {
+                if let Some((name, count)) = event {
+                    self.told.posted(notice, name, count);
+                }
+            }
+            Done::Mode(result) => self.take_mode(result),
+        }
+    }
+
+    fn created(&mut self, pv: &PersistentVolume, result: Result<PersistentVolume, WriteError>, took: Duration, since_look: Duration) {
+        let name = pv.name_any();
+        self.memory.in_flight.remove(&name);
+        self.metrics.api_call("create", took, result.is_err());
+        match result {
+            Ok(made) => {
+                let pv = Pv::from(&made);
+                info!(pv = %name, path = %pv.path.clone().unwrap_or_default().display(), class = %pv.class, capacity = %pv.capacity, "PersistentVolume created");
+                self.metrics.created(pv.mode, since_look);
+                self.memory.retries.remove(&name);
+                self.memory.watched_since_creation.insert(pv.uid);
+                self.shared.update(|store| store.pv_changed(&made));
+            }
+            // It is read, and the next pass knows whose it is.
+            Err(WriteError::Exists) => self.shared.update(|store| store.doubt(&name)),
+            Err(err) => self.failed(&name, &err, "create"),
+        }
+    }
+
+    fn patched(&mut self, pv: &PvRef, lets_go: bool, result: Result<PersistentVolume, WriteError>) {
+        self.memory.in_flight.remove(&pv.name);
+        match result {
+            Ok(now) => {
+                self.memory.retries.remove(&pv.name);
+                if lets_go {
+                    self.memory.let_go.insert(pv.uid.clone(), self.now());
+                }
+                let ended = now.metadata.deletion_timestamp.is_some() && now.finalizers().is_empty();
+                self.shared.update(|store| if ended { store.pv_gone(&pv.name, &pv.uid) } else { store.pv_changed(&now) });
+            }
+            Err(err) => self.refused(pv, &err, "patch"),
+        }
+    }
+
+    fn deleted(&mut self, pv: &PvRef, lets_go: bool, result: Result<Option<PersistentVolume>, WriteError>, took: Duration) {
+        self.memory.in_flight.remove(&pv.name);
+        self.metrics.api_call("delete", took, result.is_err());
+        match result {
+            Ok(rest) => {
+                self.memory.retries.remove(&pv.name);
+                if lets_go {
+                    self.memory.let_go.insert(pv.uid.clone(), self.now());
+                }
+                match rest.filter(|rest| !rest.finalizers().is_empty()) {
+                    Some(rest) => self.shared.update(|store| store.pv_changed(&rest)),
+                    None => self.shared.update(|store| store.pv_gone(&pv.name, &pv.uid)),
+                }
+            }
+            Err(err) => {
+                if matches!(err, WriteError::Forbidden(_) | WriteError::Other(_)) {
+                    self.tell_refused(pv, &err);
+                }
+                self.refused(pv, &err, "delete");
+            }
+        }
+    }
+
+    fn tell_refused(&mut self, pv: &PvRef, err: &WriteError) {
+        let Some(ownership) = self.shared.store().ownership().cloned() else { return };
+        let message = format!("Error cleaning PV {:?}: the PersistentVolume cannot be deleted: {err}", pv.name);
+        let notice = Notice { pv: pv.name.clone(), uid: pv.uid.clone(), severity: Severity::Warning, reason: "VolumeFailedDelete", message };
+        if self.told.earlier(&notice).is_none() {
+            self.post(vec![notice], &ownership);
+        }
+    }
+
+    /// A write with preconditions did not go through.
+    fn refused(&mut self, pv: &PvRef, err: &WriteError, verb: &str) {
+        match err {
+            // It is not as it was seen: look again, at the object itself, for the watch may lag.
+            WriteError::Conflict | WriteError::Absent | WriteError::Exists => self.shared.update(|store| store.doubt(&pv.name)),
+            WriteError::Forbidden(_) => {
+                self.failed(&pv.name, err, verb);
+                self.ask_mode();
+            }
+            WriteError::Other(_) => self.failed(&pv.name, err, verb),
+        }
+    }
+
+    /// A call failed: it is tried again by a pass when it is due.
+    fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
+        let now = self.now();
+        let failures = self.memory.write_failed(name, err.to_string(), now);
+        if failures == 1 {
+            warn!(pv = name, error = %err, "cannot {verb} PersistentVolume; trying again");
+        } else {
+            debug!(pv = name, failures, error = %err, "cannot {verb} PersistentVolume");
+        }
+    }
+
+    /// The permissions may have changed.
+    fn ask_mode(&mut self) {
+        const KEY: &str = "the permissions";
+        if self.memory.in_flight.contains(KEY) {
+            return;
+        }
+        let client = self.client.clone();
+        self.call(KEY, async move { Done::Mode(api::mode(&client).await) });
+    }
+
+    fn take_mode(&mut self, result: Result<Mode, WriteError>) {
+        self.memory.in_flight.remove("the permissions");
+        match result {
+            Ok(mode) if mode != self.mode => {
+                warn!(from = ?self.mode, to = ?mode, "the permissions have changed");
+                self.mode = mode;
+                let hostname = self.shared.store().ownership().map(|ownership| ownership.hostname.clone());
+                self.watch_pvs(hostname.unwrap_or_default());
+            }
+            Ok(_) => {}
+            Err(err) => warn!(error = %err, "cannot ask for the permissions"),
+        }
+    }
+
+    fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
+        let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
+        self.cancels.remove(uid);
+        let mode = self.shared.store().cluster().pvs.get(name).map_or(VolumeMode::Filesystem, |pv| pv.mode);
+        let Some(scrub) = self.memory.scrubs.get_mut(uid) else { return };
+        match result {
+            Ok(clean) => {
+                info!(pv = %name, ?took, entries = clean.entries_removed, "scrub ended");
+                self.metrics.scrubbed(mode, order.kind, &order.capacity, took);
+                scrub.failures = 0;
+                scrub.held_back = 0;
+                scrub.state = ScrubState::Clean { at: now, stamp: clean.stamp, settled: clean.settled };
+                if order.pv_gone && clean.settled {
+                    self.memory.gone_and_clean(uid);
+                    self.memory.scrubs.remove(uid);
+                }
+            }
+            Err(ScrubError::Held(held)) => {
+                debug!(pv = %name, %held, "scrub held back");
+                scrub.held_back += 1;
+                scrub.state = ScrubState::HeldBack { due: now + api_backoff(scrub.held_back), held };
+            }
+            Err(ScrubError::Cancelled) => {
+                info!(pv = %name, "scrub stopped");
+                self.memory.scrubs.remove(uid);
+            }
+            Err(ScrubError::Failed(err)) => {
+                scrub.failures += 1;
+                let error = format!("{err:#}");
+                warn!(pv = %name, failures = scrub.failures, %error, "scrub failed; it is tried again");
+                self.metrics.scrub_failed(mode);
+                scrub.state = ScrubState::Failed { due: now + scrub_backoff(scrub.failures), error };
+            }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The daemon's settings: flags and environment, validated.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::plan::Limits;
+use crate::scan::ScanSettings;
+
+/// Everything the daemon is told from outside, besides the ConfigMap.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `MY_NODE_NAME`.
+    pub node_name: String,
+    /// `MY_NAMESPACE`: of the cleaning Jobs.
+    pub namespace: String,
+    /// `--config-dir`.
+    pub config_dir: PathBuf,
+    /// `--listen-address`; `None`: no HTTP endpoints.
+    pub listen_address: Option<SocketAddr>,
+    /// `--metrics-path`.
+    pub metrics_path: String,
+    /// Periods and bounds.
+    pub limits: Limits,
+    /// `--syscall-timeout`, `--host-mountinfo`, and where else the node is looked at.
+    pub scan: ScanSettings,
+}

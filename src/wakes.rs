@@ -1,0 +1,134 @@
+//! What says "look again": changes of the mount table, and inotify events of the directories.
+//!
+//! No decision is taken from an event's contents, so a lost or doubled one costs time, never correctness.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+/// inotify watches of the discovery directories and of the configuration.
+pub struct Directories {
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    config_changed: Arc<AtomicBool>,
+}
+
+impl Directories {
+    /// Starts watching. Without inotify (its limits are the machine's) the safety timer finds what changes.
+    #[must_use]
+    pub fn new(wake: Arc<Notify>, config_dir: &Path) -> Self {
+        // True at first: the configuration is to be read.
+        let config_changed = Arc::new(AtomicBool::new(true));
+        let (flag, config) = (Arc::clone(&config_changed), config_dir.to_owned());
+        let handler = move |event: notify::Result<notify::Event>| {
+            match event {
+                // Our own looks open the directories.
+                Ok(event) if matches!(event.kind, EventKind::Access(_)) => return,
+                Ok(event) => {
+                    if event.paths.is_empty() || event.paths.iter().any(|path| path.starts_with(&config)) {
+                        flag.store(true, Ordering::Release);
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "inotify");
+                    flag.store(true, Ordering::Release);
+                }
+            }
+            wake.notify_one();
+        };
+        let watcher = notify::recommended_watcher(handler)
+            .inspect_err(|error| warn!(%error, "inotify is not available; changes are found by the safety timer (--discovery-period)"))
+            .ok();
+        let mut directories = Self { watcher, watched: BTreeSet::new(), config_changed };
+        directories.follow(std::iter::once(config_dir));
+        directories
+    }
+
+    /// Whether the configuration may have changed since this was last asked.
+    #[must_use]
+    pub fn take_config_changed(&self) -> bool {
+        self.config_changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Watches these directories too; one that is not there yet by its parent. Blocks as long as the path does.
+    pub fn follow<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for directory in directories {
+            let target = if directory.is_dir() { Some(directory) } else { directory.parent().filter(|parent| parent.is_dir()) };
+            let Some(target) = target.filter(|target| !self.watched.contains(*target)) else { continue };
+            match watcher.watch(target, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(target.to_owned());
+                }
+                Err(error) => debug!(path = %target.display(), %error, "cannot be watched by inotify"),
+            }
+        }
+    }
+
+    /// Forgets watches whose directory is gone, so that one of the same name is watched anew.
+    pub fn forget_missing(&mut self) {
+        let missing: Vec<PathBuf> = self.watched.iter().filter(|path| !path.is_dir()).cloned().collect();
+        for path in missing {
+            self.watched.remove(&path);
+            if let Some(watcher) = &mut self.watcher {
+                // It fails where the kernel has dropped the watch already.
+                let _ = watcher.unwatch(&path);
+            }
+        }
+    }
+}
+
+/// Wakes for every change of the mount tables, until it is dropped. The kernel reports a change as an exceptional
+/// condition on the open file (proc(5), /proc/pid/mountinfo).
+pub struct MountTables {
+    /// Closing it ends the thread.
+    _stop: OwnedFd,
+}
+
+impl MountTables {
+    /// Starts watching. A table that is not there is left to the safety timer.
+    ///
+    /// # Errors
+    /// No thread or pipe can be made.
+    pub fn watch(paths: &[PathBuf], wake: Arc<Notify>) -> std::io::Result<Self> {
+        let (stopped, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let paths = paths.to_vec();
+        std::thread::Builder::new().name("mount-tables".into()).stack_size(64 << 10).spawn(move || {
+            // Opened here: the thread's own table is that of the mount namespace it was started in.
+            let tables: Vec<File> = paths.iter().filter_map(|path| File::open(path).ok()).collect();
+            wake_until(&tables, &stopped, &wake);
+        })?;
+        Ok(Self { _stop: stop })
+    }
+}
+
+fn wake_until(tables: &[File], stopped: &OwnedFd, wake: &Notify) {
+    let changed = PollFlags::POLLPRI | PollFlags::POLLERR;
+    loop {
+        let mut polled: Vec<PollFd<'_>> = tables.iter().map(|table| PollFd::new(table.as_fd(), changed)).collect();
+        polled.push(PollFd::new(stopped.as_fd(), PollFlags::empty()));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => {
+                warn!(%error, "mount tables cannot be polled; changes are found by the safety timer (--discovery-period)");
+                return;
+            }
+        }
+        let happened = |polled: &PollFd<'_>| polled.revents().is_some_and(|events| !events.is_empty());
+        if polled.last().is_some_and(happened) {
+            return;
+        }
+        wake.notify_one();
+    }
+}

@@ -1,0 +1,230 @@
+//! The watches of the API server: they keep the [`Store`] current and wake the loop.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{Api, ListParams};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::cluster::Mode;
+use crate::memory::api_backoff;
+use crate::names;
+use crate::store::Store;
+
+/// A watch call is renewed after this time: before the 350 s after which load balancers forget idle connections.
+const WATCH_SECONDS: u32 = 200;
+/// Objects for each page of a list.
+const PAGE: u32 = 500;
+
+/// The store, shared between the watches, the writers and the loop.
+#[derive(Clone, Default)]
+pub struct Shared {
+    store: Arc<Mutex<Store>>,
+    /// "Look again".
+    pub wake: Arc<Notify>,
+}
+
+impl Shared {
+    /// The store. Nothing that holds it awaits.
+    pub fn store(&self) -> MutexGuard<'_, Store> {
+        // A panic while it was held has ended the process; the lock is fine in any case.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the store and wakes the loop.
+    pub fn update(&self, change: impl FnOnce(&mut Store)) {
+        change(&mut self.store());
+        self.wake.notify_one();
+    }
+}
+
+fn config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
+}
+
+/// Runs a watch for ever: errors are waited out, and a stream whose start is refused with 410 is made anew (the library
+/// would retry it with the same resourceVersion).
+async fn keep<K, S>(what: &str, make: impl Fn() -> S, mut seen: impl FnMut(Event<K>))
+where
+    S: Stream<Item = watcher::Result<Event<K>>> + Send,
+{
+    let mut failures = 0;
+    loop {
+        let mut stream = std::pin::pin!(make());
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    failures = 0;
+                    seen(event);
+                }
+                Err(err) => {
+                    failures += 1;
+                    if failures == 1 {
+                        warn!(watch = what, error = %describe(&err), "watch failed; it is tried again");
+                    } else {
+                        debug!(watch = what, failures, error = %describe(&err), "watch failed again");
+                    }
+                    tokio::time::sleep(api_backoff(failures)).await;
+                    if is_gone(&err) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn describe(err: &watcher::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = std::error::Error::source(err);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+fn is_gone(err: &watcher::Error) -> bool {
+    match err {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) | watcher::Error::WatchFailed(kube::Error::Api(status)) => {
+            status.code == 410
+        }
+        watcher::Error::WatchError(status) => status.code == 410,
+        _ => false,
+    }
+}
+
+/// Watches PersistentVolumes: own ones by label where they can be labelled, else all, of which foreign ones are dropped
+/// as they arrive.
+pub async fn persistent_volumes(client: Client, shared: Shared, mode: Mode, hostname: String) {
+    let api: Api<PersistentVolume> = Api::all(client);
+    let config = match mode {
+        Mode::Patch => config().labels(&format!("{}={hostname}", names::NODE_LABEL)),
+        Mode::Classic => config(),
+    };
+    keep("persistentvolumes", || watcher(api.clone(), config.clone()), |event| match event {
+        Event::Init => shared.store().pvs_restart(),
+        Event::InitApply(pv) => shared.store().pv_listed(&pv),
+        Event::InitDone => shared.update(Store::pvs_complete),
+        Event::Apply(pv) => shared.update(|store| store.pv_changed(&pv)),
+        Event::Delete(pv) => shared.update(|store| store.pv_left_watch(&pv)),
+    })
+    .await;
+}
+
+/// Finds the own PVs that the label-scoped watch cannot see, those of the classic program, by one paged listing of
+/// metadata; they are labelled by the next pass. Tried until it succeeds.
+pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node_name: String) {
+    let mut failures = 0;
+    while mode == Mode::Patch {
+        match list_unlabelled(&client, &shared, &node_name).await {
+            Ok(()) => break,
+            Err(err) => {
+                failures += 1;
+                warn!(error = %format!("{err:#}"), "cannot list the PersistentVolumes of the classic program; trying again");
+                tokio::time::sleep(api_backoff(failures)).await;
+            }
+        }
+    }
+    shared.update(Store::former_listed);
+}
+
+async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> anyhow::Result<()> {
+    let api: Api<PersistentVolume> = Api::all(client.clone());
+    let ours = names::provisioned_by(node_name, None);
+    let mut params = ListParams::default().labels(&format!("!{}", names::NODE_LABEL)).limit(PAGE);
+    loop {
+        let page = api.list_metadata(&params).await?;
+        for object in &page.items {
+            let by = object.annotations().get(names::PROVISIONED_BY);
+            if by.is_some_and(|by| by.starts_with(&ours)) {
+                let name = object.name_any();
+                let pv = api.get_opt(&name).await?;
+                shared.update(|store| store.read_by_name(&name, pv.as_ref()));
+            }
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Collects a small collection of objects as a whole.
+struct Whole<K> {
+    objects: BTreeMap<String, K>,
+    relist: BTreeMap<String, K>,
+}
+
+impl<K: ResourceExt> Whole<K> {
+    fn new() -> Self {
+        Self { objects: BTreeMap::new(), relist: BTreeMap::new() }
+    }
+
+    /// Takes an event in; true if the collection is complete and has changed.
+    fn take(&mut self, event: Event<K>) -> bool {
+        match event {
+            Event::Init => self.relist.clear(),
+            Event::InitApply(object) => drop(self.relist.insert(object.name_any(), object)),
+            Event::InitDone => self.objects = std::mem::take(&mut self.relist),
+            Event::Apply(object) => drop(self.objects.insert(object.name_any(), object)),
+            Event::Delete(object) => drop(self.objects.remove(&object.name_any())),
+        }
+        self.relist.is_empty()
+    }
+}
+
+/// Watches the StorageClasses.
+pub async fn storage_classes(client: Client, shared: Shared) {
+    let api: Api<StorageClass> = Api::all(client);
+    let mut classes = Whole::new();
+    let stream = || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
+    keep("storageclasses", stream, |event| {
+        let starting = matches!(event, Event::Init);
+        if classes.take(event) && !starting {
+            shared.update(|store| store.classes(&classes.objects));
+        }
+    })
+    .await;
+}
+
+/// Watches the cleaning Jobs of this namespace: those with the label `pv`, which the classic program sets on its own.
+pub async fn jobs(client: Client, shared: Shared, namespace: String) {
+    let api: Api<Job> = Api::namespaced(client, &namespace);
+    let mut jobs = Whole::new();
+    let prune = |job: &mut Job| {
+        job.metadata.managed_fields = None;
+        job.spec = None;
+    };
+    let stream = || watcher(api.clone(), config().labels("pv")).map_ok(move |event| event.modify(prune));
+    keep("jobs", stream, |event| {
+        let starting = matches!(event, Event::Init);
+        if jobs.take(event) && !starting {
+            shared.update(|store| store.jobs(jobs.objects.values()));
+        }
+    })
+    .await;
+}
+
+/// Watches the own Node.
+pub async fn node(client: Client, shared: Shared, name: String, node_name_only: bool) {
+    let api: Api<Node> = Api::all(client);
+    let stream = || watcher(api.clone(), config().fields(&format!("metadata.name={name}")));
+    keep("nodes", stream, |event| {
+        if let Event::Apply(node) | Event::InitApply(node) = event {
+            shared.update(|store| store.node(&node, node_name_only));
+        }
+    })
+    .await;
+}
+
+/// How old a reading of the own Node may be when a PV is created and the Node cannot be watched.
+pub const NODE_READING: Duration = Duration::from_secs(10);
