@@ -115,10 +115,11 @@ pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<Persi
     Ok(api.patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body)).await?)
 }
 
-/// The merge patch: with the UID and resourceVersion that the decision was made on.
+/// The merge patch, with the resourceVersion that the decision was made on. No two objects ever have the same, so the
+/// UID adds nothing (and a wrong one is answered with 422, not 409).
 #[must_use]
 pub fn merge_patch(pv: &PvRef, patch: &PvPatch) -> Value {
-    let mut metadata = json!({"uid": pv.uid, "resourceVersion": pv.resource_version});
+    let mut metadata = json!({"resourceVersion": pv.resource_version});
     if let Some(value) = &patch.node_label {
         metadata["labels"] = json!({names::NODE_LABEL: value});
     }

@@ -147,13 +147,13 @@ impl Memory {
     /// Takes note of how the cluster looks now, and of the PVs that ended since the last time.
     pub fn note(&mut self, endings: &[Pv], after: &Cluster, ownership: &Ownership, now: Duration) {
         for pv in endings {
-            self.note_end(pv, ownership);
+            self.note_end(pv, ownership, now);
         }
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
-        self.released_since.retain(|uid, _| alive.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
+        self.released_since.retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running(_)) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
@@ -216,7 +216,7 @@ impl Memory {
         self.gone.retain(|_, gone| gone.pv.uid != uid);
     }
 
-    fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {
+    fn note_end(&mut self, pv: &Pv, ownership: &Ownership, now: Duration) {
         if self.let_go.contains_key(&pv.uid) || ownership.of(pv) == Owner::Foreign {
             return;
         }
@@ -225,6 +225,7 @@ impl Memory {
             return;
         }
         if let Some(path) = pv.path.clone() {
+            self.released_since.entry(pv.uid.clone()).or_insert(now);
             self.gone.insert(path, GonePv { pv: pv.clone(), usage });
         }
     }

@@ -424,3 +424,49 @@ fn with_nested(mut kind: EntryKind, tables: &[Nesting]) -> EntryKind {
     }
     kind
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// What is seen of /proc, which is a mount everywhere, if this table is the one that was read before.
+    fn proc_by(table: OwnTable) -> EntryKind {
+        let key = DirectoryKey {
+            class: "c".into(),
+            host_dir: "/".into(),
+            mount_dir: "/".into(),
+        };
+        let listing = Arc::new(entry::list(Path::new("/")).ok().unwrap());
+        let task = Task {
+            key: Arc::new(key),
+            listing,
+            name: "proc".into(),
+            probe: false,
+        };
+        let mut scanner = Scanner::new(ScanSettings::default());
+        scanner.look(&[task], table, &[]).remove(0).1
+    }
+
+    #[test]
+    fn an_outdated_mount_table_is_read_again() {
+        let now = || OwnTable::read(Path::new("/proc/self/mountinfo")).unwrap();
+        let is_proc =
+            |kind: EntryKind| matches!(kind, EntryKind::Mount(facts) if facts.fs_type == "proc");
+        assert!(is_proc(proc_by(now())));
+        assert!(
+            is_proc(proc_by(OwnTable::default())),
+            "it was mounted since"
+        );
+        let mut reused = now();
+        reused.text.clear();
+        for mount in &mut reused.mounts {
+            mount.fs_type = "ext4".into();
+        }
+        assert!(
+            is_proc(proc_by(reused)),
+            "its id was another mount's before"
+        );
+    }
+}

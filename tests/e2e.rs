@@ -35,14 +35,8 @@ mod on_a_cluster {
                 assert_eq!(spec["persistentVolumeReclaimPolicy"], "Delete");
                 assert_eq!(spec["volumeMode"], "Filesystem");
                 let terms = &spec["nodeAffinity"]["required"]["nodeSelectorTerms"];
-                assert_eq!(
-                    terms[0]["matchExpressions"][0]["key"],
-                    "kubernetes.io/hostname"
-                );
-                assert_eq!(
-                    terms[0]["matchExpressions"][0]["values"],
-                    serde_json::json!([node])
-                );
+                assert_eq!(terms[0]["matchExpressions"][0]["key"], "kubernetes.io/hostname");
+                assert_eq!(terms[0]["matchExpressions"][0]["values"], serde_json::json!([node]));
             }
         }
         assert_eq!(
@@ -73,14 +67,7 @@ mod on_a_cluster {
         let pv = cluster.run_tenant("tenant", "local", "Filesystem", script);
         let (name, path, node) = (pv.name(), pv.path(), pv.node());
         assert_eq!(
-            cluster.on_node(
-                &node,
-                &[
-                    "cat",
-                    &format!("{path}/.hidden"),
-                    &format!("{path}/a/b/file")
-                ]
-            ),
+            cluster.on_node(&node, &["cat", &format!("{path}/.hidden"), &format!("{path}/a/b/file")]),
             "secret\nsecret\n",
             "the pod did not write to the disk of its PV"
         );
@@ -96,13 +83,7 @@ mod on_a_cluster {
         );
 
         // And it can be used by the next one.
-        let next = cluster.run_tenant_on(
-            "next",
-            "local",
-            "Filesystem",
-            "test -z \"$(ls -A /data)\"",
-            Some(&node),
-        );
+        let next = cluster.run_tenant_on("next", "local", "Filesystem", "test -z \"$(ls -A /data)\"", Some(&node));
         assert_eq!(next.node(), node);
         let (name, uid) = (next.name(), next.uid());
         cluster.end_tenant("next");
@@ -140,10 +121,7 @@ mod on_a_cluster {
             return;
         };
         let node = &cluster.nodes()[0];
-        let (plain, mark) = (
-            "/mnt/local-storage/local/plain",
-            "/mnt/local-storage/local/mark",
-        );
+        let (plain, mark) = ("/mnt/local-storage/local/plain", "/mnt/local-storage/local/mark");
         cluster.on_node(node, &["mkdir", "-p", plain]);
         // Once a mount that was made later has its PV, the directory has been looked at.
         let mounted = cluster.mount_tmpfs(node, mark);
@@ -192,18 +170,11 @@ mod on_a_cluster {
         let script = "for at in 0 16 31; do yes secret | head -c 1048576 | dd of=/dev/tenant bs=1M seek=$at conv=notrunc,fsync; done";
         let pv = cluster.run_tenant("raw", "raw", "Block", script);
         assert_eq!(pv.path(), "/mnt/local-storage/raw/dev1");
-        assert!(
-            device.secrets() > 0,
-            "the pod did not write to the device of its PV"
-        );
+        assert!(device.secrets() > 0, "the pod did not write to the device of its PV");
 
         cluster.end_tenant("raw");
         cluster.recycled_pv(&pv.name(), &pv.uid());
-        assert_eq!(
-            device.secrets(),
-            0,
-            "what the tenant wrote is still on the device"
-        );
+        assert_eq!(device.secrets(), 0, "what the tenant wrote is still on the device");
         pv.name()
     }
 

@@ -152,10 +152,7 @@ fn only_the_range_is_wiped() {
         assert_eq!(first_other(&file, 0, start..end), None);
         assert_eq!(first_other(&file, 0xaa, end..size), None);
         let misaligned = zero_range(&held, 100..1024, &progress, &Cancel::new()).unwrap_err();
-        assert!(
-            misaligned.to_string().contains("logical block"),
-            "{misaligned}"
-        );
+        assert!(misaligned.to_string().contains("logical block"), "{misaligned}");
     });
 }
 
@@ -167,21 +164,13 @@ fn offsets_beyond_16_tib_are_right() {
         let start = size - 100 * MIB - 512;
         // Where the range begins, and where it would begin if its offset lost bits.
         let backing = File::options().write(true).open(&file).unwrap();
-        for at in [
-            start - MIB,
-            start,
-            start % (1 << 32),
-            start % (1 << 44),
-            size - MIB,
-        ] {
+        for at in [start - MIB, start, start % (1 << 32), start % (1 << 44), size - MIB] {
             backing.write_all_at(&[0xaa; 1 << 20], at).unwrap();
         }
         let held = open_device(&device.path).unwrap();
         let unclean = verify(&held, size).unwrap_err();
         assert!(
-            unclean
-                .to_string()
-                .contains("did not reach the medium at offset"),
+            unclean.to_string().contains("did not reach the medium at offset"),
             "{unclean}"
         );
         zero_range(&held, start..size, &progress(), &Cancel::new()).unwrap();
@@ -203,10 +192,7 @@ fn a_device_that_does_not_read_as_zeros_is_a_failure() {
             held.write_all_at(&[1], at).unwrap();
             held.sync_all().unwrap();
             let error = verify(&held, size).unwrap_err();
-            assert!(
-                error.to_string().ends_with(&format!("at offset {at}")),
-                "{error}"
-            );
+            assert!(error.to_string().ends_with(&format!("at offset {at}")), "{error}");
             held.write_all_at(&[0], at).unwrap();
         }
         held.sync_all().unwrap();
@@ -285,8 +271,7 @@ fn a_read_only_device_is_held() {
         match open_device(&device.path) {
             Err(error) => assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}"),
             Ok(held) => {
-                let error =
-                    zero(&held, MIB, &mut || Ok(()), &progress(), &Cancel::new()).unwrap_err();
+                let error = zero(&held, MIB, &mut || Ok(()), &progress(), &Cancel::new()).unwrap_err();
                 assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
             }
         }

@@ -34,30 +34,15 @@ struct World<'a> {
 impl World<'_> {
     /// A request of an administrator.
     async fn admin(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        raw::call(&self.admin, method, path, "", &body)
-            .await
-            .unwrap()
+        raw::call(&self.admin, method, path, "", &body).await.unwrap()
     }
 
     /// A request of `client` whose outcome goes into the transcript.
-    async fn say(
-        &mut self,
-        client: &Client,
-        method: &str,
-        path: &str,
-        body: Value,
-    ) -> (u16, Value) {
+    async fn say(&mut self, client: &Client, method: &str, path: &str, body: Value) -> (u16, Value) {
         let (code, answer) = raw::call(client, method, path, "", &body).await.unwrap();
-        let mut line = format!(
-            "{method} {path}: {code} {}",
-            answer["kind"].as_str().unwrap_or("-")
-        );
+        let mut line = format!("{method} {path}: {code} {}", answer["kind"].as_str().unwrap_or("-"));
         if answer["kind"] == "Status" {
-            let causes: Vec<_> = answer["details"]["causes"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .collect();
+            let causes: Vec<_> = answer["details"]["causes"].as_array().into_iter().flatten().collect();
             let mut fields: Vec<_> = causes
                 .iter()
                 .map(|c| format!("{} {}", c["reason"], c["field"]))
@@ -92,19 +77,14 @@ impl World<'_> {
             if wanted(&object) {
                 return object;
             }
-            assert!(
-                tokio::time::Instant::now() < end,
-                "{path}: not {what}: {object:#}"
-            );
+            assert!(tokio::time::Instant::now() < end, "{path}: not {what}: {object:#}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     async fn wait_phase(&self, pv: &str, phase: &str) -> Value {
-        self.wait(&format!("{PVS}/{pv}"), phase, |o| {
-            o["status"]["phase"] == phase
-        })
-        .await
+        self.wait(&format!("{PVS}/{pv}"), phase, |o| o["status"]["phase"] == phase)
+            .await
     }
 
     async fn wait_gone(&self, path: &str) {
@@ -126,8 +106,7 @@ impl World<'_> {
         }
         self.wait_phase(pv, "Bound").await;
         let path = format!("{CLAIMS}/{claim}");
-        self.wait(&path, "Bound", |o| o["status"]["phase"] == "Bound")
-            .await;
+        self.wait(&path, "Bound", |o| o["status"]["phase"] == "Bound").await;
     }
 
     async fn release(&self, claim: &str) {
@@ -148,11 +127,7 @@ fn mask(text: &str) -> String {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
         let uid = bare.len() == 36 && bare.matches('-').count() == 4;
         let number = !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_digit());
-        if uid || number {
-            "#".to_owned()
-        } else {
-            word.to_owned()
-        }
+        if uid || number { "#".to_owned() } else { word.to_owned() }
     };
     text.split(' ').map(hide).collect::<Vec<_>>().join(" ")
 }
@@ -177,10 +152,7 @@ fn patch_meta(field: &str, value: Value) -> Value {
 async fn conflicts(w: &mut World<'_>) {
     let (full, admin) = (w.full.clone(), w.admin.clone());
     let old = w.create(PVS, pv("conflict", "none")).await;
-    assert_eq!(
-        old["metadata"]["finalizers"],
-        json!(["kubernetes.io/pv-protection"])
-    );
+    assert_eq!(old["metadata"]["finalizers"], json!(["kubernetes.io/pv-protection"]));
     assert_eq!(old["spec"]["volumeMode"], "Filesystem");
     let (code, _) = w.say(&full, "POST", PVS, pv("conflict", "none")).await;
     assert_eq!(code, 409);
@@ -190,18 +162,12 @@ async fn conflicts(w: &mut World<'_>) {
     assert_eq!(w.say(&full, "PATCH", &at("conflict"), stale).await.0, 409);
     let mut put = old.clone();
     put["metadata"]["labels"] = json!({"a": "b"});
-    assert_eq!(
-        w.say(&full, "PUT", &at("conflict"), put.clone()).await.0,
-        409
-    );
+    assert_eq!(w.say(&full, "PUT", &at("conflict"), put.clone()).await.0, 409);
 
     let now = w.get(&at("conflict")).await;
     put["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"].clone();
     let (code, answer) = w.say(&full, "PUT", &at("conflict"), put.clone()).await;
-    assert_eq!(
-        (code, &answer["metadata"]["labels"]["a"]),
-        (200, &json!("b"))
-    );
+    assert_eq!((code, &answer["metadata"]["labels"]["a"]), (200, &json!("b")));
     assert_eq!(
         answer["status"]["phase"], "Available",
         "a PUT does not touch the status"
@@ -213,32 +179,20 @@ async fn conflicts(w: &mut World<'_>) {
         "nothing changed"
     );
     let status = json!({"status": {"message": "m"}, "spec": {"storageClassName": "other"}});
-    let (code, answer) = w
-        .say(&admin, "PATCH", &format!("{PVS}/conflict/status"), status)
-        .await;
+    let (code, answer) = w.say(&admin, "PATCH", &format!("{PVS}/conflict/status"), status).await;
     assert_eq!((code, &answer["status"]["message"]), (200, &json!("m")));
     assert_eq!(answer["spec"]["storageClassName"], "none");
     let uid = patch_meta("uid", "0c9b0d5e-0000-4000-8000-000000000000".into());
     w.say(&full, "PATCH", &at("conflict"), uid).await;
     assert_eq!(
-        w.say(
-            &full,
-            "PATCH",
-            &at("conflict"),
-            patch_meta("name", "x".into())
-        )
-        .await
-        .0,
+        w.say(&full, "PATCH", &at("conflict"), patch_meta("name", "x".into()))
+            .await
+            .0,
         400
     );
     put["metadata"]["uid"] = "0c9b0d5e-0000-4000-8000-000000000000".into();
     assert_eq!(w.say(&full, "PUT", &at("conflict"), put).await.0, 409);
-    assert_eq!(
-        w.say(&full, "PUT", &at("missing"), pv("missing", "none"))
-            .await
-            .0,
-        404
-    );
+    assert_eq!(w.say(&full, "PUT", &at("missing"), pv("missing", "none")).await.0, 404);
 }
 
 async fn preconditions(w: &mut World<'_>) {
@@ -251,9 +205,7 @@ async fn preconditions(w: &mut World<'_>) {
         json!({"uid": meta["uid"], "resourceVersion": "1"}),
     ] {
         assert_eq!(
-            w.say(&full, "DELETE", &path, json!({"preconditions": wrong}))
-                .await
-                .0,
+            w.say(&full, "DELETE", &path, json!({"preconditions": wrong})).await.0,
             409
         );
     }
@@ -262,9 +214,7 @@ async fn preconditions(w: &mut World<'_>) {
     assert_eq!(w.say(&full, "DELETE", &path, dry).await.0, 200);
     assert!(w.get(&path).await["metadata"]["deletionTimestamp"].is_null());
     assert_eq!(
-        w.say(&full, "DELETE", &path, json!({"preconditions": right}))
-            .await
-            .0,
+        w.say(&full, "DELETE", &path, json!({"preconditions": right})).await.0,
         200
     );
     w.wait_gone(&path).await;
@@ -294,10 +244,7 @@ async fn finalizers(w: &mut World<'_>) {
     let label = patch_meta("labels", json!({"still": "possible"}));
     assert_eq!(w.say(&full, "PATCH", &path, label).await.0, 200);
     let events = {
-        let query = format!(
-            "{PVS}?watch=true&resourceVersion={}",
-            version.as_str().unwrap()
-        );
+        let query = format!("{PVS}?watch=true&resourceVersion={}", version.as_str().unwrap());
         let none = patch_meta("finalizers", Value::Null);
         assert_eq!(w.say(&full, "PATCH", &path, none).await.0, 200);
         raw::watch(&full, &query, "", 2, DEADLINE).await.unwrap()
@@ -326,36 +273,19 @@ async fn watches(w: &mut World<'_>) {
     volume["metadata"]["labels"] = json!({"node": "a"});
     w.create(PVS, volume).await;
     w.wait_phase("watched", "Available").await;
-    w.admin(
-        "PATCH",
-        &at("watched"),
-        patch_meta("labels", json!({"node": "b"})),
-    )
-    .await;
-    w.admin(
-        "PATCH",
-        &at("watched"),
-        patch_meta("labels", json!({"node": "a"})),
-    )
-    .await;
+    w.admin("PATCH", &at("watched"), patch_meta("labels", json!({"node": "b"})))
+        .await;
+    w.admin("PATCH", &at("watched"), patch_meta("labels", json!({"node": "a"})))
+        .await;
     w.admin("DELETE", &at("watched"), json!({})).await;
     w.wait_gone(&at("watched")).await;
     let mut saw = Vec::new();
-    for selector in [
-        "node%3Da",
-        "node%20in%20(b,c)",
-        "node,!x,node%20notin%20(b)",
-    ] {
+    for selector in ["node%3Da", "node%20in%20(b,c)", "node,!x,node%20notin%20(b)"] {
         let count = if selector.contains("(b,c)") { 2 } else { 6 };
-        let events = raw::watch(&full, &query(selector), "", count, DEADLINE)
-            .await
-            .unwrap();
+        let events = raw::watch(&full, &query(selector), "", count, DEADLINE).await.unwrap();
         for e in &events {
             let meta = &e["object"]["metadata"];
-            saw.push(format!(
-                "{selector}: {} {}",
-                e["type"], meta["labels"]["node"]
-            ));
+            saw.push(format!("{selector}: {} {}", e["type"], meta["labels"]["node"]));
         }
     }
     w.said.extend(saw);
@@ -370,19 +300,15 @@ async fn watches(w: &mut World<'_>) {
     // A watch ends when its time is up; one that asked for bookmarks gets one before.
     let quiet = query("node%3Dnobody") + "&allowWatchBookmarks=true&timeoutSeconds=3";
     let events = raw::watch(&full, &quiet, "", 9, DEADLINE).await.unwrap();
-    assert!(
-        events.iter().all(|e| e["type"] == "BOOKMARK"),
-        "{events:#?}"
-    );
+    assert!(events.iter().all(|e| e["type"] == "BOOKMARK"), "{events:#?}");
     // Without a version a watch begins with what is there.
     w.create(PVS, pv("present", "none")).await;
     let begin = format!("{PVS}?watch=true&fieldSelector=metadata.name%3Dpresent");
     let events = raw::watch(&full, &begin, "", 1, DEADLINE).await.unwrap();
     assert_eq!(events[0]["type"], "ADDED");
-    if let Backend::Fake(api) = w.backend {
+    if let Backend::Fake(_) = w.backend {
         // The streaming lists of clients. A real server has them with etcd 3.5 and later, which cannot be relied on here.
-        let list = begin
-            + "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+        let list = begin + "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
         let events = raw::watch(&full, &list, "", 2, DEADLINE).await.unwrap();
         let end = &events[1]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"];
         assert_eq!((&events[0]["type"], end), (&json!("ADDED"), &json!("true")));
@@ -396,14 +322,9 @@ async fn permissions(w: &mut World<'_>) {
     assert_eq!(w.say(&full, "PATCH", &path, nothing.clone()).await.0, 404);
     assert_eq!(w.say(&classic, "PATCH", &path, nothing).await.0, 403);
     assert_eq!(
-        w.say(
-            &full,
-            "POST",
-            &format!("{PVS}?dryRun=All"),
-            pv("dry", "none")
-        )
-        .await
-        .0,
+        w.say(&full, "POST", &format!("{PVS}?dryRun=All"), pv("dry", "none"))
+            .await
+            .0,
         201
     );
     assert_eq!(w.say(&full, "GET", &at("dry"), Value::Null).await.0, 404);
@@ -424,16 +345,13 @@ async fn permissions(w: &mut World<'_>) {
         for (user, client) in [("full", &full), ("classic", &classic)] {
             let (code, answer) = w.say(client, "POST", REVIEWS, review.clone()).await;
             assert_eq!(code, 201);
-            w.said.push(format!(
-                "{user} {verb} {resource}: {}",
-                answer["status"]["allowed"]
-            ));
+            w.said
+                .push(format!("{user} {verb} {resource}: {}", answer["status"]["allowed"]));
         }
     }
     w.say(&classic, "GET", "/api/v1/nodes", Value::Null).await;
     w.say(&classic, "GET", JOBS, Value::Null).await;
-    w.say(&classic, "GET", "/api/v1/nodes/missing", Value::Null)
-        .await;
+    w.say(&classic, "GET", "/api/v1/nodes/missing", Value::Null).await;
     w.say(
         &classic,
         "POST",
@@ -461,11 +379,7 @@ async fn lists(w: &mut World<'_>) {
             .await;
         let items = list["items"].as_array().unwrap();
         sizes.push(items.len());
-        names.extend(
-            items
-                .iter()
-                .map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()),
-        );
+        names.extend(items.iter().map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()));
         assert!(items.iter().all(|i| i.get("kind").is_none()));
         assert!(list["metadata"]["remainingItemCount"].is_null());
         let Some(next) = list["metadata"]["continue"].as_str() else {
@@ -478,9 +392,7 @@ async fn lists(w: &mut World<'_>) {
     assert_eq!(names.len(), 5);
     let metadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
     let path = format!("{PVS}?labelSelector=page%3Deven");
-    let (_, list) = raw::call(&full, "GET", &path, metadata, &Value::Null)
-        .await
-        .unwrap();
+    let (_, list) = raw::call(&full, "GET", &path, metadata, &Value::Null).await.unwrap();
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     let items = list["items"].as_array().unwrap();
     assert_eq!(items.len(), 4);
@@ -493,16 +405,9 @@ async fn lists(w: &mut World<'_>) {
         "{} {} {}",
         items[0]["kind"], items[0]["apiVersion"], list["apiVersion"]
     ));
-    for selector in [
-        "page!%3Dodd,page",
-        "!page,page",
-        "page%20in%20(odd)",
-        "a%20b",
-    ] {
+    for selector in ["page!%3Dodd,page", "!page,page", "page%20in%20(odd)", "a%20b"] {
         let path = format!("{PVS}?labelSelector={selector}");
-        let (_, list) = raw::call(&full, "GET", &path, "", &Value::Null)
-            .await
-            .unwrap();
+        let (_, list) = raw::call(&full, "GET", &path, "", &Value::Null).await.unwrap();
         w.said.push(format!(
             "{selector}: {:?} {}",
             list["items"].as_array().map(Vec::len),
@@ -591,62 +496,36 @@ async fn life_cycle(w: &mut World<'_>) {
     );
     assert_eq!(claim["spec"]["volumeName"], "life");
     assert!(bound["status"]["lastPhaseTransitionTime"].is_string());
-    let mut keys: Vec<_> = claim["metadata"]["annotations"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .collect();
+    let mut keys: Vec<_> = claim["metadata"]["annotations"].as_object().unwrap().keys().collect();
     keys.retain(|k| k.starts_with("pv."));
-    w.said
-        .push(format!("{keys:?} {}", claim["metadata"]["finalizers"]));
+    w.said.push(format!("{keys:?} {}", claim["metadata"]["finalizers"]));
     // Deleted while bound: Terminating, and Bound as long as the claim lives.
     assert_eq!(w.say(&full, "DELETE", &at("life"), json!({})).await.0, 200);
     assert_eq!(w.get(&at("life")).await["status"]["phase"], "Bound");
     w.release("life").await;
     let only_ours = |o: &Value| o["metadata"]["finalizers"] == json!([OURS]);
     let released = w
-        .wait(
-            &at("life"),
-            "Terminating with our finalizer alone",
-            only_ours,
-        )
+        .wait(&at("life"), "Terminating with our finalizer alone", only_ours)
         .await;
     assert_eq!(released["status"]["phase"], "Released");
     // Its claimRef cleared, it is Available, but still going.
-    w.say(
-        &full,
-        "PATCH",
-        &at("life"),
-        json!({"spec": {"claimRef": null}}),
-    )
-    .await;
+    w.say(&full, "PATCH", &at("life"), json!({"spec": {"claimRef": null}}))
+        .await;
     w.wait_phase("life", "Available").await;
-    w.say(
-        &full,
-        "PATCH",
-        &at("life"),
-        patch_meta("finalizers", Value::Null),
-    )
-    .await;
+    w.say(&full, "PATCH", &at("life"), patch_meta("finalizers", Value::Null))
+        .await;
     assert_eq!(w.get(&at("life")).await["code"], 404);
     // A Lost claim binds again to a volume of the same name: here, the claim outlives its volume.
     w.create(PVS, pv("lost", "lost")).await;
     w.bind("lost", "lost", "lost").await;
     let claim = format!("{CLAIMS}/lost");
     w.say(&full, "DELETE", &at("lost"), json!({})).await;
-    w.say(
-        &full,
-        "PATCH",
-        &at("lost"),
-        patch_meta("finalizers", Value::Null),
-    )
-    .await;
-    w.wait(&claim, "Lost", |o| o["status"]["phase"] == "Lost")
+    w.say(&full, "PATCH", &at("lost"), patch_meta("finalizers", Value::Null))
         .await;
+    w.wait(&claim, "Lost", |o| o["status"]["phase"] == "Lost").await;
     w.create(PVS, pv("lost", "lost")).await;
     w.wait_phase("lost", "Bound").await;
-    w.wait(&claim, "Bound", |o| o["status"]["phase"] == "Bound")
-        .await;
+    w.wait(&claim, "Bound", |o| o["status"]["phase"] == "Bound").await;
     w.release("lost").await;
     w.wait_phase("lost", "Released").await;
 }
@@ -662,10 +541,7 @@ async fn reclaim(w: &mut World<'_>) {
         let mut volume = pv(name, name);
         volume["spec"]["persistentVolumeReclaimPolicy"] = policy.into();
         if !provisioned {
-            volume["metadata"]
-                .as_object_mut()
-                .unwrap()
-                .remove("annotations");
+            volume["metadata"].as_object_mut().unwrap().remove("annotations");
         }
         w.create(PVS, volume).await;
         w.bind(name, name, name).await;
@@ -674,13 +550,8 @@ async fn reclaim(w: &mut World<'_>) {
         assert_eq!(pv["spec"]["claimRef"]["name"], name, "the claimRef stays");
     }
     // Released and cleared by hand: Available at once, with the mark of the controller still there.
-    w.say(
-        &full,
-        "PATCH",
-        &at("ours"),
-        json!({"spec": {"claimRef": null}}),
-    )
-    .await;
+    w.say(&full, "PATCH", &at("ours"), json!({"spec": {"claimRef": null}}))
+        .await;
     let pv = w.wait_phase("ours", "Available").await;
     w.said.push(format!(
         "{}",
@@ -726,19 +597,12 @@ async fn jobs(w: &mut World<'_>) {
 
     let maps = "/api/v1/namespaces/default/configmaps";
     let admin = w.admin.clone();
-    w.create(
-        maps,
-        json!({"metadata": {"name": "map"}, "data": {"a": "b"}}),
-    )
-    .await;
-    let (_, answer) = w
-        .say(&admin, "DELETE", &format!("{maps}/map"), json!({}))
+    w.create(maps, json!({"metadata": {"name": "map"}, "data": {"a": "b"}}))
         .await;
+    let (_, answer) = w.say(&admin, "DELETE", &format!("{maps}/map"), json!({})).await;
     assert_eq!(answer["details"]["name"], "map");
-    w.say(&admin, "DELETE", &format!("{EVENTS}/e1"), json!({}))
-        .await;
-    w.say(&admin, "DELETE", "/api/v1/nodes/node1", json!({}))
-        .await;
+    w.say(&admin, "DELETE", &format!("{EVENTS}/e1"), json!({})).await;
+    w.say(&admin, "DELETE", "/api/v1/nodes/node1", json!({})).await;
     w.say(
         &admin,
         "DELETE",

@@ -29,7 +29,8 @@ const SECTOR: u64 = 512;
 /// # Errors
 /// That of reading it.
 pub fn member_of(device: &impl ReadAt, size_bytes: u64) -> io::Result<Option<&'static str>> {
-    let checks: [(fn(&Window<'_>) -> io::Result<bool>, &'static str); 5] = [
+    type Check = fn(&Window<'_>) -> io::Result<bool>;
+    let checks: [(Check, &'static str); 5] = [
         (lvm, "an LVM2 physical volume"),
         (md, "a Linux RAID member"),
         (imsm, "an Intel firmware RAID member"),

@@ -30,6 +30,7 @@ use tokio::sync::watch as channel;
 
 mod controllers;
 mod faults;
+mod metadata;
 mod objects;
 mod permissions;
 mod resource;
@@ -105,8 +106,7 @@ impl Request {
     /// Whether it asks for a change.
     #[must_use]
     pub fn is_write(&self) -> bool {
-        !["get", "list", "watch"].contains(&self.verb.as_str())
-            && self.resource != "selfsubjectaccessreviews"
+        !["get", "list", "watch"].contains(&self.verb.as_str()) && self.resource != "selfsubjectaccessreviews"
     }
 }
 
@@ -206,10 +206,7 @@ impl Api {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // A panic in a test's closure says nothing about the state.
-        self.inner
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn notify(&self) {
@@ -220,10 +217,7 @@ impl Api {
         self.inner.changed.subscribe()
     }
 
-    pub(crate) fn write<T>(
-        &self,
-        f: impl FnOnce(&mut Store) -> Result<T, Status>,
-    ) -> Result<T, Status> {
+    pub(crate) fn write<T>(&self, f: impl FnOnce(&mut Store) -> Result<T, Status>) -> Result<T, Status> {
         let result = f(&mut self.state().store);
         self.notify();
         result

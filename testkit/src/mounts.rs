@@ -25,8 +25,7 @@ use nix::{
 /// Without CAP_SYS_ADMIN. (A user namespace, which would give it, cannot be entered by a process with threads.)
 pub fn private_namespace() -> Result<()> {
     // CLONE_FS: threads share their working directory, and such a thread cannot change its mount namespace.
-    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
-        .context("unshare(CLONE_NEWNS): needs root")?;
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS): needs root")?;
     make_private()
 }
 
@@ -41,9 +40,8 @@ pub fn enter_private_namespace() -> Result<()> {
         return make_private();
     }
     let (uid, gid) = (getuid(), getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context(
-        "unshare(CLONE_NEWUSER): unprivileged user namespaces are not permitted here; run as root",
-    )?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .context("unshare(CLONE_NEWUSER): unprivileged user namespaces are not permitted here; run as root")?;
     // Before gid_map: user_namespaces(7) wants setgroups denied first.
     for (file, text) in [
         ("setgroups", "deny".to_owned()),
@@ -91,14 +89,8 @@ pub fn bind(source: &Path, target: &Path) -> Result<()> {
         }
         .with_context(|| format!("create {}", target.display()))?;
     }
-    mount(
-        Some(source),
-        target,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .with_context(|| format!("bind {} on {}", source.display(), target.display()))
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("bind {} on {}", source.display(), target.display()))
 }
 
 /// Mounts a block device with a file system of this type (`ext4`, `xfs`, …) on `path`, which is made if it is missing.
@@ -107,14 +99,8 @@ pub fn bind(source: &Path, target: &Path) -> Result<()> {
 /// Those of mkdir(2) and mount(2).
 pub fn device(source: &Path, path: &Path, fs_type: &str) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
-    mount(
-        Some(source),
-        path,
-        Some(fs_type),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("mount {} on {}", source.display(), path.display()))
+    mount(Some(source), path, Some(fs_type), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("mount {} on {}", source.display(), path.display()))
 }
 
 /// Unmounts the top mount on `path`, at once for all who look (`umount -l`).
@@ -130,11 +116,7 @@ pub fn unmount(path: &Path) -> Result<()> {
 /// # Errors
 /// If there is no `mkfs.<type>`, or with what it says.
 pub fn mkfs(device: &Path, fs_type: &str) -> Result<()> {
-    let force = if fs_type.starts_with("ext") {
-        "-F"
-    } else {
-        "-f"
-    };
+    let force = if fs_type.starts_with("ext") { "-F" } else { "-f" };
     let args = [OsStr::new("-q"), OsStr::new(force), device.as_os_str()];
     output(&format!("mkfs.{fs_type}"), args).map(drop)
 }
@@ -152,11 +134,7 @@ impl LoopDevice {
     /// # Errors
     /// If the file cannot be made or losetup fails: it needs root, and /dev/loop-control.
     pub fn with_file(file: &Path, size: u64) -> Result<LoopDevice> {
-        let made = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(file);
+        let made = File::options().create(true).truncate(false).write(true).open(file);
         made.and_then(|f| {
             if f.metadata()?.len() == size {
                 Ok(())
@@ -216,11 +194,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let (t, b, d) = (
-            dir.path().join("t"),
-            dir.path().join("b"),
-            dir.path().join("d"),
-        );
+        let (t, b, d) = (dir.path().join("t"), dir.path().join("b"), dir.path().join("d"));
         let image = dir.path().join("disk.img");
         let mounted = t.clone();
         std::thread::spawn(move || {

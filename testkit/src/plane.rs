@@ -12,6 +12,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     sync::Mutex,
+    thread,
     time::Duration,
 };
 
@@ -51,16 +52,9 @@ impl Plane {
     /// What is missing, and where it was looked for.
     pub fn available() -> Result<(), String> {
         let bin = kube_bin();
-        for program in [
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-scheduler",
-        ] {
+        for program in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
             if !bin.join(program).is_file() {
-                return Err(format!(
-                    "no {program} in {} (KUBE_BIN says where)",
-                    bin.display()
-                ));
+                return Err(format!("no {program} in {} (KUBE_BIN says where)", bin.display()));
             }
         }
         let path = env::var_os("PATH").unwrap_or_default();
@@ -72,8 +66,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Starts a plane and waits until it is ready, about 4 s. Blocks; not to be called on a thread that runs a tokio
-    /// runtime.
+    /// Starts a plane and waits until it is ready, about 4 s. Blocks the calling thread meanwhile.
     ///
     /// # Errors
     /// What did not happen in time, with the ends of all logs.
@@ -83,9 +76,7 @@ impl Plane {
         let base = Some(PathBuf::from("/dev/shm"))
             .filter(|d| d.is_dir())
             .unwrap_or_else(env::temp_dir);
-        let dir = tempfile::Builder::new()
-            .prefix("testkit-plane-")
-            .tempdir_in(base)?;
+        let dir = tempfile::Builder::new().prefix("testkit-plane-").tempdir_in(base)?;
         let ports = free_ports()?;
         let plane = Plane {
             processes: Processes::new(dir.path())?,
@@ -93,11 +84,13 @@ impl Plane {
             tokens: Mutex::default(),
             dir,
         };
-        let result = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("tokio runtime")
-            .and_then(|runtime| runtime.block_on(plane.launch(ports)));
+        let launch = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build()?.block_on(plane.launch(ports))
+        };
+        // On a thread of its own: the caller's may run a runtime, which cannot be nested.
+        let result = thread::scope(|scope| scope.spawn(launch).join());
+        let result = result.unwrap_or_else(|_| bail!("the start panicked"));
         match result {
             Ok(()) => Ok(plane),
             Err(error) => Err(error.context(plane.processes.log_tails())),
@@ -158,10 +151,7 @@ impl Plane {
         self.path(name).display().to_string()
     }
 
-    async fn launch(
-        &self,
-        [port, etcd, etcd_peer, controllers, scheduler]: [u16; 5],
-    ) -> Result<()> {
+    async fn launch(&self, [port, etcd, etcd_peer, controllers, scheduler]: [u16; 5]) -> Result<()> {
         for user in ["admin", "full", "classic"] {
             self.add_user(user, &format!("{user}-{port}-{}", std::process::id()))?;
         }
@@ -189,12 +179,10 @@ impl Plane {
         self.start_controllers(controllers, scheduler)?;
         self.grant_presets().await?;
         let client = self.client().await?;
-        let accounts =
-            kube::Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client, "default");
+        let accounts = kube::Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client, "default");
         // Without it no pod can be created.
         let account = async || accounts.get("default").await.ok();
-        self.wait("the default service account is there", account)
-            .await?;
+        self.wait("the default service account is there", account).await?;
         Ok(())
     }
 
@@ -235,12 +223,14 @@ impl Plane {
             format!("--secure-port={controllers}"),
             format!("--cert-dir={}", self.text("certs-controllers")),
             format!("--flex-volume-plugin-dir={}", self.text("flex")),
+            // What the volume controller missed it finds after a second, not after 15.
+            "--pvclaimbinder-sync-period=1s".to_owned(),
+            // Tests with a thousand volumes are not about the client's own limits.
+            "--kube-api-qps=500".to_owned(),
+            "--kube-api-burst=1000".to_owned(),
         ];
-        self.processes.start(
-            "controller-manager",
-            &kube_bin().join("kube-controller-manager"),
-            &args,
-        )?;
+        self.processes
+            .start("controller-manager", &kube_bin().join("kube-controller-manager"), &args)?;
         let args = [
             kubeconfig,
             leader,
@@ -253,10 +243,7 @@ impl Plane {
     }
 
     fn write_tokens(&self) -> Result<()> {
-        let tokens = self
-            .tokens
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let lines = tokens.iter().map(|(user, token)| match user.as_str() {
             "admin" => format!("{token},admin,admin,system:masters\n"),
             user => format!("{token},{user},{user}\n"),
@@ -270,20 +257,14 @@ impl Plane {
             .output()
             .context("run openssl")?;
         if !output.status.success() {
-            bail!(
-                "openssl genrsa: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            bail!("openssl genrsa: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
     }
 
     /// Writes the kubeconfig of a user with this token.
     fn add_user(&self, user: &str, token: &str) -> Result<PathBuf> {
-        let mut tokens = self
-            .tokens
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tokens.insert(user.to_owned(), token.to_owned());
         let path = self.path(&format!("{user}.kubeconfig"));
         let text = format!(

@@ -13,13 +13,7 @@ use serde_json::Value;
 ///
 /// # Errors
 /// If there is no answer.
-pub async fn call(
-    client: &Client,
-    method: &str,
-    path: &str,
-    accept: &str,
-    body: &Value,
-) -> Result<(u16, Value)> {
+pub async fn call(client: &Client, method: &str, path: &str, accept: &str, body: &Value) -> Result<(u16, Value)> {
     let response = send(client, method, path, accept, body).await?;
     let code = response.status().as_u16();
     let bytes = response.into_body().collect().await?.to_bytes();
@@ -30,16 +24,8 @@ pub async fn call(
 ///
 /// # Errors
 /// If there is no answer, or fewer events within `deadline`.
-pub async fn watch(
-    client: &Client,
-    path: &str,
-    accept: &str,
-    count: usize,
-    deadline: Duration,
-) -> Result<Vec<Value>> {
-    let mut response = send(client, "GET", path, accept, &Value::Null)
-        .await?
-        .into_body();
+pub async fn watch(client: &Client, path: &str, accept: &str, count: usize, deadline: Duration) -> Result<Vec<Value>> {
+    let mut response = send(client, "GET", path, accept, &Value::Null).await?.into_body();
     let (mut events, mut rest) = (Vec::new(), Vec::new());
     let read = async {
         while events.len() < count {
@@ -55,28 +41,16 @@ pub async fn watch(
         anyhow::Ok(())
     };
     let result = tokio::time::timeout(deadline, read).await;
-    result.with_context(|| {
-        format!("{count} events of {path} within {deadline:?}; there were {events:#?}")
-    })??;
+    result.with_context(|| format!("{count} events of {path} within {deadline:?}; there were {events:#?}"))??;
     Ok(events)
 }
 
-async fn send(
-    client: &Client,
-    method: &str,
-    path: &str,
-    accept: &str,
-    body: &Value,
-) -> Result<http::Response<Body>> {
+async fn send(client: &Client, method: &str, path: &str, accept: &str, body: &Value) -> Result<http::Response<Body>> {
     let kind = match method {
         "PATCH" => "application/merge-patch+json",
         _ => "application/json",
     };
-    let accept = if accept.is_empty() {
-        "application/json"
-    } else {
-        accept
-    };
+    let accept = if accept.is_empty() { "application/json" } else { accept };
     let bytes = if body.is_null() {
         Vec::new()
     } else {
@@ -88,8 +62,5 @@ async fn send(
         .header("accept", accept)
         .header("content-type", kind)
         .body(Body::from(bytes))?;
-    client
-        .send(request)
-        .await
-        .with_context(|| format!("{method} {path}"))
+    client.send(request).await.with_context(|| format!("{method} {path}"))
 }

@@ -10,10 +10,7 @@ impl Cluster {
     /// Mounts a new tmpfs of 64 MiB; dropped, it is unmounted.
     pub fn mount_tmpfs(&self, node: &str, path: &str) -> Mount<'_> {
         self.on_node(node, &["mkdir", "-p", path]);
-        self.on_node(
-            node,
-            &["mount", "-t", "tmpfs", "-o", "size=64m", "e2e", path],
-        );
+        self.on_node(node, &["mount", "-t", "tmpfs", "-o", "size=64m", "e2e", path]);
         Mount {
             cluster: self,
             node: node.to_owned(),
@@ -62,9 +59,7 @@ impl Cluster {
         ];
         self.await_some("the policy to be in force", Duration::from_secs(30), || {
             let refusal = self.try_kubectl(&args, &pv.to_string()).err()?;
-            refusal
-                .contains("the token carries no node name")
-                .then_some(())
+            refusal.contains("the token carries no node name").then_some(())
         });
         policy
     }
@@ -79,13 +74,8 @@ pub struct Mount<'a> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
-        let unmounted = self
-            .cluster
-            .hack_cluster(&["node", &self.node, "umount", &self.path]);
-        assert!(
-            unmounted.is_ok() || std::thread::panicking(),
-            "{unmounted:?}"
-        );
+        let unmounted = self.cluster.hack_cluster(&["node", &self.node, "umount", &self.path]);
+        assert!(unmounted.is_ok() || std::thread::panicking(), "{unmounted:?}");
     }
 }
 
@@ -124,16 +114,10 @@ impl Drop for Device<'_> {
             assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
         }
         if !std::thread::panicking() {
-            self.cluster.await_some(
-                "the end of the device's PV",
-                Duration::from_secs(15),
-                || {
-                    self.cluster
-                        .pv_at(&self.node, &self.link)
-                        .is_none()
-                        .then_some(())
-                },
-            );
+            self.cluster
+                .await_some("the end of the device's PV", Duration::from_secs(15), || {
+                    self.cluster.pv_at(&self.node, &self.link).is_none().then_some(())
+                });
         }
     }
 }
@@ -145,13 +129,8 @@ pub struct Policy<'a> {
 
 impl Drop for Policy<'_> {
     fn drop(&mut self) {
-        let _ = self.cluster.try_kubectl(
-            &[
-                "delete",
-                "-f",
-                &file("deploy/optional/own-node-policy.yaml"),
-            ],
-            "",
-        );
+        let _ = self
+            .cluster
+            .try_kubectl(&["delete", "-f", &file("deploy/optional/own-node-policy.yaml")], "");
     }
 }

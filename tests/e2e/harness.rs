@@ -61,9 +61,7 @@ fn run(command: &mut Command, input: &str) -> Result<String, String> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|err| format!("{command:?}: {err}"))?;
+    let mut child = command.spawn().map_err(|err| format!("{command:?}: {err}"))?;
     // A child that ended without reading says why by itself.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().map_err(|err| err.to_string())?;
@@ -114,12 +112,7 @@ impl Cluster {
             "events --all",
             "validatingadmissionpolicybinding --all",
         ] {
-            let mut args = vec![
-                "delete",
-                "--ignore-not-found",
-                "--timeout=60s",
-                "--cascade=foreground",
-            ];
+            let mut args = vec!["delete", "--ignore-not-found", "--timeout=60s", "--cascade=foreground"];
             args.extend(what.split(' '));
             self.kubectl(&args);
         }
@@ -130,9 +123,7 @@ impl Cluster {
             let _ = self.try_kubectl(&["delete", "pv", &name, "--wait=false"], "");
             let _ = self.try_kubectl(&["patch", "pv", &name, "--type=merge", "-p", free], "");
         }
-        self.await_some("the end of all PVs", RECYCLE, || {
-            self.pvs().is_empty().then_some(())
-        });
+        self.await_some("the end of all PVs", RECYCLE, || self.pvs().is_empty().then_some(()));
         // What failed tests left on the disks and beside them.
         let script = "find /var/local/kubevirt-storage/local-volume/ -mindepth 2 -maxdepth 2 -exec rm -rf {} + && \
                       find /mnt/local-storage/local -mindepth 1 -maxdepth 1 ! -name 'disk*' -exec rmdir {} +";
@@ -152,11 +143,7 @@ impl Cluster {
             "rbac"
         };
         for name in ["storageclass", rbac, "configmap"] {
-            self.kubectl(&[
-                "apply",
-                "-f",
-                &file(&format!("deploy/kubernetes/{name}.yaml")),
-            ]);
+            self.kubectl(&["apply", "-f", &file(&format!("deploy/kubernetes/{name}.yaml"))]);
         }
         let raw_class = json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "raw"},
@@ -166,8 +153,7 @@ impl Cluster {
         let classes = "local:\n  hostDir: /mnt/local-storage/local\n  mountDir: /mnt/local-storage/local\n\
                        raw:\n  hostDir: /mnt/local-storage/raw\n  mountDir: /mnt/local-storage/raw\n  volumeMode: Block\n";
         let jobs = if setup == Setup::Jobs { "yes" } else { "no" };
-        let config =
-            json!({"data": {"storageClassMap": classes, "useJobForCleaning": jobs}}).to_string();
+        let config = json!({"data": {"storageClassMap": classes, "useJobForCleaning": jobs}}).to_string();
         self.kubectl(&[
             "patch",
             "configmap",
@@ -186,8 +172,7 @@ impl Cluster {
             &file("deploy/kubernetes/daemonset.yaml"),
         ]);
         let mut daemonset: Value = serde_json::from_str(&daemonset).unwrap();
-        daemonset["spec"]["template"]["spec"]["containers"][0]["args"] =
-            json!(["--grace-period=2s", "-v=4"]);
+        daemonset["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["--grace-period=2s", "-v=4"]);
         self.apply(&daemonset);
         self.await_rollout();
     }
@@ -203,15 +188,12 @@ impl Cluster {
 
     /// kubectl's output; the test fails if it fails.
     pub fn kubectl(&self, args: &[&str]) -> String {
-        self.try_kubectl(args, "")
-            .unwrap_or_else(|err| panic!("{err}"))
+        self.try_kubectl(args, "").unwrap_or_else(|err| panic!("{err}"))
     }
 
     fn try_kubectl(&self, args: &[&str], input: &str) -> Result<String, String> {
         run(
-            Command::new("kubectl")
-                .env("KUBECONFIG", &self.kubeconfig)
-                .args(args),
+            Command::new("kubectl").env("KUBECONFIG", &self.kubeconfig).args(args),
             input,
         )
     }
@@ -237,9 +219,7 @@ impl Cluster {
     fn hack_cluster(&self, args: &[&str]) -> Result<String, String> {
         let dir = self.kubeconfig.parent().unwrap_or(Path::new("/"));
         run(
-            Command::new(file("hack/cluster"))
-                .env("CLUSTER_DIR", dir)
-                .args(args),
+            Command::new(file("hack/cluster")).env("CLUSTER_DIR", dir).args(args),
             "",
         )
     }
@@ -248,20 +228,13 @@ impl Cluster {
     pub fn on_node(&self, node: &str, command: &[&str]) -> String {
         let mut args = vec!["node", node];
         args.extend(command);
-        self.hack_cluster(&args)
-            .unwrap_or_else(|err| panic!("{err}"))
+        self.hack_cluster(&args).unwrap_or_else(|err| panic!("{err}"))
     }
 
     /// Kills a node at once and boots it, and waits for its provisioner.
     pub fn reboot(&self, node: &str) {
         let pod = || {
-            let pods = self.list(&[
-                "pods",
-                "-l",
-                APP,
-                "--field-selector",
-                &format!("spec.nodeName={node}"),
-            ]);
+            let pods = self.list(&["pods", "-l", APP, "--field-selector", &format!("spec.nodeName={node}")]);
             pods.into_iter().next().unwrap_or_default()["status"]["containerStatuses"][0].clone()
         };
         let before = pod()["containerID"].clone();
@@ -295,14 +268,9 @@ impl Cluster {
 
     /// Waits for a PV of a path on a node that is Available.
     pub fn available_pv(&self, node: &str, path: &str) -> Value {
-        self.await_some(
-            &format!("an Available PV of {path} on {node}"),
-            RECYCLE,
-            || {
-                self.pv_at(node, path)
-                    .filter(|pv| pv["status"]["phase"] == "Available")
-            },
-        )
+        self.await_some(&format!("an Available PV of {path} on {node}"), RECYCLE, || {
+            self.pv_at(node, path).filter(|pv| pv["status"]["phase"] == "Available")
+        })
     }
 
     /// Waits for another PV of the same name than the one with this UID.
@@ -312,9 +280,8 @@ impl Cluster {
             &format!("{name} to be Available again, as a new object"),
             RECYCLE,
             || {
-                self.get("pv", name).filter(|pv| {
-                    pv["metadata"]["uid"] != uid && pv["status"]["phase"] == "Available"
-                })
+                self.get("pv", name)
+                    .filter(|pv| pv["metadata"]["uid"] != uid && pv["status"]["phase"] == "Available")
             },
         );
         println!(
@@ -325,12 +292,7 @@ impl Cluster {
     }
 
     /// Asks again and again until there is an answer, up to the deadline.
-    pub fn await_some<T>(
-        &self,
-        what: &str,
-        deadline: Duration,
-        mut ask: impl FnMut() -> Option<T>,
-    ) -> T {
+    pub fn await_some<T>(&self, what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();
         loop {
             if let Some(answer) = ask() {
@@ -347,16 +309,11 @@ impl Cluster {
 
     /// Waits for the event of a Job that has run to its end; the Job itself is deleted by then.
     pub fn await_job(&self, name: &str) {
-        let selector =
-            format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
-        self.await_some(
-            &format!("Job {name} to complete"),
-            Duration::from_secs(10),
-            || {
-                let events = self.list(&["events", "--field-selector", &selector]);
-                (!events.is_empty()).then_some(())
-            },
-        );
+        let selector = format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
+        self.await_some(&format!("Job {name} to complete"), Duration::from_secs(10), || {
+            let events = self.list(&["events", "--field-selector", &selector]);
+            (!events.is_empty()).then_some(())
+        });
     }
 
     /// What one wants to read when a test has failed.

@@ -38,14 +38,7 @@ impl Cluster {
     }
 
     /// As `run_tenant`, on a certain node.
-    pub fn run_tenant_on(
-        &self,
-        name: &str,
-        class: &str,
-        mode: &str,
-        script: &str,
-        node: Option<&str>,
-    ) -> Volume {
+    pub fn run_tenant_on(&self, name: &str, class: &str, mode: &str, script: &str, node: Option<&str>) -> Volume {
         let metadata = json!({"name": name, "labels": {"e2e": "tenant"}});
         self.apply(&json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,

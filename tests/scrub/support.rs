@@ -40,14 +40,7 @@ pub fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
 /// Mounts an empty tmpfs on a directory, which is made.
 pub fn mount_tmpfs(at: &Path) {
     std::fs::create_dir_all(at).unwrap();
-    mount(
-        Some("tmpfs"),
-        at,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("nr_inodes=0"),
-    )
-    .unwrap();
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("nr_inodes=0")).unwrap();
 }
 
 /// Binds a directory or a file on another.
@@ -73,11 +66,7 @@ impl Loop {
         let mut command = Command::new("losetup");
         command.args(["-f", "--show"]).args(options).arg(file);
         let output = command.output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Self {
             path: PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()),
         }
@@ -93,14 +82,7 @@ impl Loop {
                 .chain([self.path.as_os_str()]),
         );
         std::fs::create_dir_all(at).unwrap();
-        mount(
-            Some(&self.path),
-            at,
-            Some("ext4"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        mount(Some(&self.path), at, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::task::JoinHandle;
 
 use super::{
     Api,
+    metadata::now,
     resource::Resource,
-    store::{Key, Store, now},
+    store::{Key, Store},
     validate::finalizers,
 };
 
@@ -92,11 +93,7 @@ impl Api {
         }
         if let Some(claim) = self.get("persistentvolumeclaims", namespace, claim) {
             let phase = &claim["status"]["phase"];
-            ensure!(
-                phase == "Pending",
-                "claim {} is {phase}",
-                claim["metadata"]["name"]
-            );
+            ensure!(phase == "Pending", "claim {} is {phase}", claim["metadata"]["name"]);
         }
         self.prebind(namespace, claim, volume);
         self.reconcile();
@@ -117,10 +114,7 @@ impl Api {
 
 fn step(store: &mut Store) {
     for (plural, sync) in [
-        (
-            "persistentvolumes",
-            sync_volume as fn(&mut Store, &Key, Value),
-        ),
+        ("persistentvolumes", sync_volume as fn(&mut Store, &Key, Value)),
         ("persistentvolumeclaims", sync_claim),
         ("jobs", sync_job),
     ] {
@@ -178,8 +172,7 @@ fn sync_claim(store: &mut Store, key: &Key, mut claim: Value) {
             !is_terminating(pv)
                 && reference["namespace"] == claim["metadata"]["namespace"]
                 && reference["name"] == claim["metadata"]["name"]
-                && (text(&reference["uid"]).is_empty()
-                    || reference["uid"] == claim["metadata"]["uid"])
+                && (text(&reference["uid"]).is_empty() || reference["uid"] == claim["metadata"]["uid"])
                 && pv["spec"]["storageClassName"] == claim["spec"]["storageClassName"]
         };
         let mut volumes = store.select(Resource::known("persistentvolumes"), "");
@@ -189,9 +182,7 @@ fn sync_claim(store: &mut Store, key: &Key, mut claim: Value) {
         let free_for_us = |pv: &Value| {
             let uid = text(&pv["spec"]["claimRef"]["uid"]);
             uid == text(&claim["metadata"]["uid"])
-                || uid.is_empty()
-                    && pv["spec"]["claimRef"].is_null()
-                    && (completed || !is_terminating(pv))
+                || uid.is_empty() && pv["spec"]["claimRef"].is_null() && (completed || !is_terminating(pv))
         };
         let volume = store.get(&volume).filter(|pv| free_for_us(pv)).cloned();
         if volume.is_none() && completed {
@@ -254,9 +245,7 @@ fn refer(pv: &mut Value, claim: &Value) {
 /// Takes back a claimRef to a claim that took another volume; one that the user made keeps the names.
 fn unbind(pv: &mut Value) {
     let annotations = pv["metadata"]["annotations"].as_object_mut();
-    let ours = annotations
-        .and_then(|a| a.remove(BOUND_BY_CONTROLLER))
-        .is_some();
+    let ours = annotations.and_then(|a| a.remove(BOUND_BY_CONTROLLER)).is_some();
     if ours {
         pv["spec"].as_object_mut().map(|s| s.remove("claimRef"));
     } else {
@@ -296,9 +285,7 @@ fn drop_finalizer(store: &mut Store, key: &Key, finalizer: &str) {
         .map(str::to_owned)
         .collect();
     if left.is_empty() {
-        object["metadata"]
-            .as_object_mut()
-            .map(|m| m.remove("finalizers"));
+        object["metadata"].as_object_mut().map(|m| m.remove("finalizers"));
     } else {
         object["metadata"]["finalizers"] = json!(left);
     }
@@ -307,11 +294,7 @@ fn drop_finalizer(store: &mut Store, key: &Key, finalizer: &str) {
 
 fn claim_key(reference: &Value) -> Key {
     let resource = Resource::known("persistentvolumeclaims");
-    Key::new(
-        resource,
-        text(&reference["namespace"]),
-        text(&reference["name"]),
-    )
+    Key::new(resource, text(&reference["namespace"]), text(&reference["name"]))
 }
 
 fn is_terminating(object: &Value) -> bool {

@@ -134,17 +134,13 @@ impl Fault {
 
     fn matches(&self, request: &Request) -> bool {
         let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-        fits(&self.verb, &request.verb)
-            && fits(&self.resource, &request.resource)
-            && fits(&self.name, &request.name)
+        fits(&self.verb, &request.verb) && fits(&self.resource, &request.resource) && fits(&self.name, &request.name)
     }
 }
 
 /// The effect on this request, if any fault matches; that fault is used up by one.
 pub(crate) fn take(faults: &mut Vec<Fault>, request: &Request) -> Option<Effect> {
-    let index = faults
-        .iter()
-        .position(|f| f.times > 0 && f.matches(request))?;
+    let index = faults.iter().position(|f| f.times > 0 && f.matches(request))?;
     let fault = &mut faults[index];
     fault.times -= 1;
     let effect = match &mut fault.effect {

@@ -122,12 +122,7 @@ impl Api {
     ///
     /// # Errors
     /// After `deadline`: says that `what` did not happen, and the last requests.
-    pub async fn wait_for<T>(
-        &self,
-        what: &str,
-        deadline: Duration,
-        mut f: impl FnMut(&Api) -> Option<T>,
-    ) -> Result<T> {
+    pub async fn wait_for<T>(&self, what: &str, deadline: Duration, mut f: impl FnMut(&Api) -> Option<T>) -> Result<T> {
         let mut changed = self.subscribe();
         let end = Instant::now() + deadline;
         loop {
@@ -140,9 +135,7 @@ impl Api {
                 Err(_) => {
                     let requests = self.requests();
                     let last: Vec<_> = requests.iter().rev().take(10).map(line).collect();
-                    bail!(
-                        "not within {deadline:?}: {what}; the last requests, newest first: {last:#?}"
-                    );
+                    bail!("not within {deadline:?}: {what}; the last requests, newest first: {last:#?}");
                 }
             }
         }
@@ -150,11 +143,6 @@ impl Api {
 }
 
 fn line(request: &super::Request) -> String {
-    let status = request
-        .status
-        .map_or("no answer".to_owned(), |s| s.to_string());
-    format!(
-        "{} {} {}: {status}",
-        request.user, request.verb, request.path
-    )
+    let status = request.status.map_or("no answer".to_owned(), |s| s.to_string());
+    format!("{} {} {}: {status}", request.user, request.verb, request.path)
 }

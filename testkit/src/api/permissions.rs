@@ -25,14 +25,8 @@ impl Permissions {
     #[must_use]
     pub fn classic() -> Permissions {
         Permissions::none()
-            .allow(
-                &["get", "list", "watch", "create", "delete"],
-                &["persistentvolumes"],
-            )
-            .allow(
-                &["get", "list", "watch"],
-                &["persistentvolumeclaims", "storageclasses"],
-            )
+            .allow(&["get", "list", "watch", "create", "delete"], &["persistentvolumes"])
+            .allow(&["get", "list", "watch"], &["persistentvolumeclaims", "storageclasses"])
             .allow(&["create", "update", "patch", "watch"], &["events"])
             .allow(&["get"], &["nodes"])
     }
@@ -107,8 +101,6 @@ mod tests {
         assert!(!full.allows("patch", "persistentvolumes/status"));
         let less = full.deny(&["patch"], &["persistentvolumes"]);
         assert!(!less.allows("patch", "persistentvolumes"));
-        assert!(
-            less.allows("update", "persistentvolumes") && less.allows("get", "persistentvolumes")
-        );
+        assert!(less.allows("update", "persistentvolumes") && less.allows("get", "persistentvolumes"));
     }
 }

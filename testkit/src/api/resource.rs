@@ -32,23 +32,11 @@ const fn resource(
 static RESOURCES: [Resource; 9] = [
     resource("", "nodes", "Node", false, true),
     resource("", "persistentvolumes", "PersistentVolume", false, true),
-    resource(
-        "",
-        "persistentvolumeclaims",
-        "PersistentVolumeClaim",
-        true,
-        true,
-    ),
+    resource("", "persistentvolumeclaims", "PersistentVolumeClaim", true, true),
     resource("", "events", "Event", true, false),
     resource("", "configmaps", "ConfigMap", true, false),
     resource("", "pods", "Pod", true, true),
-    resource(
-        "storage.k8s.io",
-        "storageclasses",
-        "StorageClass",
-        false,
-        false,
-    ),
+    resource("storage.k8s.io", "storageclasses", "StorageClass", false, false),
     resource("batch", "jobs", "Job", true, true),
     resource(
         "authorization.k8s.io",
@@ -75,12 +63,7 @@ impl Resource {
 
     /// Whether the answer to a DELETE is the object, not a Status.
     pub(crate) fn answers_deleted(&self) -> bool {
-        let these = [
-            "persistentvolumes",
-            "persistentvolumeclaims",
-            "pods",
-            "storageclasses",
-        ];
+        let these = ["persistentvolumes", "persistentvolumeclaims", "pods", "storageclasses"];
         these.contains(&self.plural)
     }
 
@@ -124,8 +107,7 @@ impl Target {
         let resource = Resource::by_plural(rest.first()?).filter(|r| r.group == group)?;
         (rest.len() <= 3 && (resource.namespaced || namespace.is_empty())).then_some(())?;
         let subresource = rest.get(2).map(|s| (*s).to_owned());
-        (subresource.is_none() || resource.status && subresource.as_deref() == Some("status"))
-            .then_some(())?;
+        (subresource.is_none() || resource.status && subresource.as_deref() == Some("status")).then_some(())?;
         Some(Target {
             resource,
             namespace,
@@ -160,8 +142,22 @@ fn resource_list(group: &str) -> Value {
         "groupVersion": of_group.first().map(|r| r.api_version()),
         "resources": of_group.iter().map(|r| json!({
             "name": r.plural, "singularName": r.kind.to_lowercase(), "kind": r.kind, "namespaced": r.namespaced,
+            "shortNames": short_names(r.plural),
             "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
         })).collect::<Vec<_>>()})
+}
+
+fn short_names(plural: &str) -> &'static [&'static str] {
+    match plural {
+        "nodes" => &["no"],
+        "persistentvolumes" => &["pv"],
+        "persistentvolumeclaims" => &["pvc"],
+        "events" => &["ev"],
+        "configmaps" => &["cm"],
+        "pods" => &["po"],
+        "storageclasses" => &["sc"],
+        _ => &[],
+    }
 }
 
 #[cfg(test)]

@@ -37,11 +37,7 @@ struct Call {
 }
 
 /// Answers one request of `user`. An error is a broken connection.
-pub(crate) async fn handle(
-    api: Api,
-    user: String,
-    request: http::Request<Bytes>,
-) -> Result<Reply, BoxError> {
+pub(crate) async fn handle(api: Api, user: String, request: http::Request<Bytes>) -> Result<Reply, BoxError> {
     let path = request.uri().path().to_owned();
     if let (Some(document), &Method::GET) = (discovery(&path), request.method()) {
         return Ok(reply(200, &document));
@@ -65,10 +61,7 @@ pub(crate) async fn handle(
         Some(Effect::Run(Some(f))) => f(&api),
         Some(Effect::Run(None)) | None => {}
     }
-    let (code, answer) = match call
-        .permitted(&api, &user)
-        .and_then(|()| call.dispatch(&api, &user))
-    {
+    let (code, answer) = match call.permitted(&api, &user).and_then(|()| call.dispatch(&api, &user)) {
         Ok((code, answer)) => (code, answer),
         Err(status) => (status.code, refusal(&status)),
     };
@@ -82,10 +75,9 @@ pub(crate) async fn handle(
 impl Call {
     fn parse(request: &http::Request<Bytes>) -> Result<Call, Status> {
         let target = Target::parse(request.uri().path()).ok_or_else(Status::no_such_path)?;
-        let query: HashMap<_, _> =
-            form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
-                .into_owned()
-                .collect();
+        let query: HashMap<_, _> = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect();
         let watching = query.get("watch").is_some_and(|w| w == "true" || w == "1");
         let verb = match (request.method().as_str(), &target.name) {
             ("GET", None) if watching => "watch",
@@ -106,8 +98,9 @@ impl Call {
         };
         let body = match request.body() {
             empty if empty.is_empty() => Value::Null,
-            body => serde_json::from_slice(body)
-                .map_err(|e| Status::bad_request(format!("the body is not JSON: {e}")))?,
+            body => {
+                serde_json::from_slice(body).map_err(|e| Status::bad_request(format!("the body is not JSON: {e}")))?
+            }
         };
         Ok(Call {
             target,
@@ -120,11 +113,7 @@ impl Call {
     }
 
     fn log_entry(&self, user: &str, request: &http::Request<Bytes>) -> Request {
-        let name = self
-            .target
-            .name
-            .as_deref()
-            .or(self.body["metadata"]["name"].as_str());
+        let name = self.target.name.as_deref().or(self.body["metadata"]["name"].as_str());
         Request {
             user: user.to_owned(),
             verb: self.verb.to_owned(),
@@ -187,15 +176,9 @@ impl Call {
             "create" => {
                 let namespace = &self.target.namespace;
                 let object = self.body.clone();
-                (
-                    201,
-                    api.write(|s| s.create(resource, namespace, object, options))?,
-                )
+                (201, api.write(|s| s.create(resource, namespace, object, options))?)
             }
-            "update" => (
-                200,
-                api.write(|s| s.update(&key, options, |_| self.body.clone()))?,
-            ),
+            "update" => (200, api.write(|s| s.update(&key, options, |_| self.body.clone()))?),
             "patch" => (200, self.patch(api, &key, options)?),
             _ => (200, self.delete(api, &key, options)?),
         };
@@ -238,10 +221,7 @@ impl Call {
     }
 
     fn parameter(&self, name: &str) -> Option<&str> {
-        self.query
-            .get(name)
-            .map(String::as_str)
-            .filter(|v| !v.is_empty())
+        self.query.get(name).map(String::as_str).filter(|v| !v.is_empty())
     }
 
     fn selector(&self) -> Result<Selector, Status> {
@@ -255,10 +235,7 @@ impl Call {
     fn list(&self, api: &Api) -> Result<Value, Status> {
         let resource = self.target.resource;
         let selector = self.selector()?;
-        let limit = self
-            .parameter("limit")
-            .and_then(|l| l.parse().ok())
-            .unwrap_or(0_usize);
+        let limit = self.parameter("limit").and_then(|l| l.parse().ok()).unwrap_or(0_usize);
         let state = api.state();
         let mut version = state.store.version();
         let mut after = None;
@@ -315,10 +292,7 @@ impl Call {
             }
         }
         let (kind, api_version) = match metadata_list {
-            true => (
-                "PartialObjectMetadataList".to_owned(),
-                "meta.k8s.io/v1".to_owned(),
-            ),
+            true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
             false => (format!("{}List", resource.kind), resource.api_version()),
         };
         Ok(json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items}))
@@ -328,9 +302,11 @@ impl Call {
         let is_true = |name| self.parameter(name) == Some("true");
         let after = match self.parameter("resourceVersion") {
             None | Some("0") => None,
-            Some(version) => Some(version.parse().map_err(|_| {
-                Status::bad_request(format!("Invalid value: {version:?}: resourceVersion"))
-            })?),
+            Some(version) => Some(
+                version
+                    .parse()
+                    .map_err(|_| Status::bad_request(format!("Invalid value: {version:?}: resourceVersion")))?,
+            ),
         };
         let lines = watch::stream(
             api,
@@ -387,14 +363,11 @@ fn reply(code: u16, value: &Value) -> Reply {
 
 fn with_body(code: u16, retry_after: Option<u64>, body: ReplyBody) -> Reply {
     let mut reply = http::Response::new(body);
-    *reply.status_mut() =
-        http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *reply.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let json = header::HeaderValue::from_static("application/json");
     reply.headers_mut().insert(header::CONTENT_TYPE, json);
     if let Some(seconds) = retry_after {
-        reply
-            .headers_mut()
-            .insert(header::RETRY_AFTER, seconds.into());
+        reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     reply
 }

@@ -21,11 +21,7 @@ struct Requirement {
 }
 
 impl Selector {
-    pub(crate) fn parse(
-        resource: &Resource,
-        labels: Option<&str>,
-        fields: Option<&str>,
-    ) -> Result<Selector, Status> {
+    pub(crate) fn parse(resource: &Resource, labels: Option<&str>, fields: Option<&str>) -> Result<Selector, Status> {
         let mut selector = Selector::default();
         for part in split_top(labels.unwrap_or_default()) {
             selector.labels.push(requirement(part)?);
@@ -36,9 +32,7 @@ impl Selector {
             } else if let Some((k, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (k, v, true)
             } else {
-                return Err(Status::bad_request(format!(
-                    "invalid field selector: {part}"
-                )));
+                return Err(Status::bad_request(format!("invalid field selector: {part}")));
             };
             let known = match resource.plural {
                 "events" => key.starts_with("involvedObject.") || key == "reason" || key == "type",
@@ -50,9 +44,7 @@ impl Selector {
                     "{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
                 )));
             }
-            selector
-                .fields
-                .push((key.to_owned(), value.to_owned(), equal));
+            selector.fields.push((key.to_owned(), value.to_owned(), equal));
         }
         Ok(selector)
     }
@@ -62,9 +54,7 @@ impl Selector {
     }
 
     pub(crate) fn matches(&self, object: &Value) -> bool {
-        self.labels
-            .iter()
-            .all(|r| r.matches(&object["metadata"]["labels"]))
+        self.labels.iter().all(|r| r.matches(&object["metadata"]["labels"]))
             && self.fields.iter().all(|(path, value, equal)| {
                 let found = path.split('.').fold(object, |v, key| &v[key]);
                 (found.as_str().unwrap_or_default() == value) == *equal
@@ -87,14 +77,9 @@ impl Requirement {
 fn requirement(text: &str) -> Result<Requirement, Status> {
     let make = |key: &str, wanted, values| {
         let key = key.trim();
-        let legal = !key.is_empty()
-            && key
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+        let legal = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
         if !legal {
-            return Err(Status::bad_request(format!(
-                "unable to parse requirement: {text}"
-            )));
+            return Err(Status::bad_request(format!("unable to parse requirement: {text}")));
         }
         Ok(Requirement {
             key: key.to_owned(),
@@ -175,8 +160,7 @@ mod tests {
     fn field_selectors() {
         let object = json!({"metadata": {"name": "n"}, "spec": {"nodeName": "w"}});
         let pods = Resource::known("pods");
-        let matches =
-            |fields| Selector::parse(pods, None, Some(fields)).map(|s| s.matches(&object));
+        let matches = |fields| Selector::parse(pods, None, Some(fields)).map(|s| s.matches(&object));
         assert!(matches("metadata.name=n,spec.nodeName!=v").unwrap());
         assert!(!matches("metadata.name=m").unwrap());
         assert!(matches("spec.volumes=x").is_err());

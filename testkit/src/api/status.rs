@@ -32,28 +32,19 @@ impl Status {
         let (reason, message) = match code {
             401 => ("Unauthorized", "Unauthorized"),
             403 => ("Forbidden", "forbidden: injected by the test"),
-            404 => (
-                "NotFound",
-                "the server could not find the requested resource",
-            ),
+            404 => ("NotFound", "the server could not find the requested resource"),
             409 => (
                 "Conflict",
                 "Operation cannot be fulfilled: the object has been modified; please apply your changes to the latest \
                  version and try again",
             ),
-            410 => (
-                "Expired",
-                "The resourceVersion for the provided watch is too old.",
-            ),
+            410 => ("Expired", "The resourceVersion for the provided watch is too old."),
             422 => ("Invalid", "invalid: injected by the test"),
             429 => (
                 "TooManyRequests",
                 "the server has received too many requests and has asked us to try again later",
             ),
-            500 => (
-                "InternalError",
-                "Internal error occurred: injected by the test",
-            ),
+            500 => ("InternalError", "Internal error occurred: injected by the test"),
             503 => (
                 "ServiceUnavailable",
                 "the server is currently unable to handle the request",
@@ -73,11 +64,7 @@ impl Status {
     }
 
     fn about(mut self, resource: &Resource, name: &str) -> Status {
-        let details = [
-            ("name", name),
-            ("group", resource.group),
-            ("kind", resource.plural),
-        ];
+        let details = [("name", name), ("group", resource.group), ("kind", resource.plural)];
         self.details = details
             .into_iter()
             .filter(|(_, v)| !v.is_empty())
@@ -116,10 +103,7 @@ impl Status {
     /// The conflict of a DELETE, which names the kind, not the resource.
     pub(crate) fn precondition(resource: &Resource, name: &str, why: &str) -> Status {
         let mut status = Status::conflict(resource, name, why);
-        status.message = format!(
-            "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            resource.kind
-        );
+        status.message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", resource.kind);
         status
     }
 
@@ -148,10 +132,7 @@ impl Status {
 
     /// `causes` are pairs of a field's path and what is wrong with it.
     pub(crate) fn invalid(resource: &Resource, name: &str, causes: &[(String, String)]) -> Status {
-        let list: Vec<_> = causes
-            .iter()
-            .map(|(field, m)| format!("{field}: {m}"))
-            .collect();
+        let list: Vec<_> = causes.iter().map(|(field, m)| format!("{field}: {m}")).collect();
         let list = match list.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -160,12 +141,8 @@ impl Status {
             "" => resource.kind.to_owned(),
             group => format!("{}.{group}", resource.kind),
         };
-        let mut status = Status::new(
-            422,
-            "Invalid",
-            format!("{kind} \"{name}\" is invalid: {list}"),
-        )
-        .about(resource, name);
+        let mut status =
+            Status::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {list}")).about(resource, name);
         status.details["kind"] = resource.kind.into();
         status.details["causes"] = causes
             .iter()
@@ -185,8 +162,7 @@ impl Status {
     /// What a DELETE answers for resources that do not answer the deleted object.
     pub(crate) fn deleted(resource: &Resource, object: &Value) -> Value {
         let meta = &object["metadata"];
-        let mut details =
-            json!({"name": meta["name"], "kind": resource.plural, "uid": meta["uid"]});
+        let mut details = json!({"name": meta["name"], "kind": resource.plural, "uid": meta["uid"]});
         if !resource.group.is_empty() {
             details["group"] = resource.group.into();
         }

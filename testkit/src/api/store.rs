@@ -1,13 +1,11 @@
 //! The objects, their versions and their history. Synchronous, without users, faults or streams.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Value, json};
 
 use super::{
+    metadata::{keep_what_clients_cannot_change, name_object, next_uid, now},
     resource::Resource,
     status::Status,
     validate::{add_finalizer, finalizers, set_defaults, validate, validate_update},
@@ -152,13 +150,10 @@ impl Store {
     ) -> Result<Value, Status> {
         let api_version = resource.api_version();
         if object["kind"].as_str().is_some_and(|k| k != resource.kind)
-            || object["apiVersion"]
-                .as_str()
-                .is_some_and(|v| v != api_version)
+            || object["apiVersion"].as_str().is_some_and(|v| v != api_version)
             || !object.is_object()
         {
-            let given =
-                [&object["kind"], &object["apiVersion"]].map(|v| v.as_str().unwrap_or_default());
+            let given = [&object["kind"], &object["apiVersion"]].map(|v| v.as_str().unwrap_or_default());
             return Err(Status::bad_request(format!(
                 "{} in version {:?} cannot be handled as a {}",
                 given[0], given[1], resource.kind
@@ -177,11 +172,7 @@ impl Store {
         for not_the_clients in ["resourceVersion", "deletionTimestamp", "selfLink"] {
             meta.as_object_mut().map(|m| m.remove(not_the_clients));
         }
-        let key = Key::new(
-            resource,
-            namespace,
-            meta["name"].as_str().unwrap_or_default(),
-        );
+        let key = Key::new(resource, namespace, meta["name"].as_str().unwrap_or_default());
         set_defaults(resource, &mut object, &now);
         refuse(&key, &validate(resource, &object))?;
         if self.objects.contains_key(&key) {
@@ -201,9 +192,7 @@ impl Store {
         change: impl FnOnce(&Value) -> Value,
     ) -> Result<Value, Status> {
         let resource = key.resource();
-        let old = self
-            .get(key)
-            .ok_or_else(|| Status::not_found(resource, &key.name))?;
+        let old = self.get(key).ok_or_else(|| Status::not_found(resource, &key.name))?;
         let mut new = change(old);
         let (meta, old_meta) = (&new["metadata"], &old["metadata"]);
         let differs = |field: &str| {
@@ -246,8 +235,7 @@ impl Store {
         if options.dry_run {
             return Ok(new);
         }
-        let gone =
-            new["metadata"]["deletionTimestamp"].is_string() && finalizers(&new).next().is_none();
+        let gone = new["metadata"]["deletionTimestamp"].is_string() && finalizers(&new).next().is_none();
         if gone {
             self.commit(key.clone(), None);
             return Ok(new);
@@ -256,16 +244,9 @@ impl Store {
     }
 
     /// Deletes an object, or marks it Terminating. The answer is the object's last, or present, state.
-    pub(crate) fn delete(
-        &mut self,
-        key: &Key,
-        delete_options: &Value,
-        options: WriteOptions,
-    ) -> Result<Value, Status> {
+    pub(crate) fn delete(&mut self, key: &Key, delete_options: &Value, options: WriteOptions) -> Result<Value, Status> {
         let resource = key.resource();
-        let object = self
-            .get(key)
-            .ok_or_else(|| Status::not_found(resource, &key.name))?;
+        let object = self.get(key).ok_or_else(|| Status::not_found(resource, &key.name))?;
         let meta = &object["metadata"];
         for (field, name, fate) in [
             ("uid", "UID", "deleted and then recreated"),
@@ -300,9 +281,7 @@ impl Store {
 
     /// Stores or removes an object as it is, without any check; a Terminating one without finalizers is removed.
     pub(crate) fn force(&mut self, key: &Key, object: Option<Value>) {
-        let gone = |o: &Value| {
-            o["metadata"]["deletionTimestamp"].is_string() && finalizers(o).next().is_none()
-        };
+        let gone = |o: &Value| o["metadata"]["deletionTimestamp"].is_string() && finalizers(o).next().is_none();
         let object = object.filter(|o| !gone(o));
         if object.as_ref() != self.get(key) {
             self.commit(key.clone(), object);
@@ -338,104 +317,9 @@ impl Store {
     }
 }
 
-/// The present time as the API writes it.
-pub(crate) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
-}
-
 fn refuse(key: &Key, causes: &[(String, String)]) -> Result<(), Status> {
     match causes {
         [] => Ok(()),
         causes => Err(Status::invalid(key.resource(), &key.name, causes)),
     }
-}
-
-fn name_object(resource: &Resource, namespace: &str, object: &mut Value) -> Result<(), Status> {
-    let meta = &mut object["metadata"];
-    if !meta.is_object() {
-        *meta = json!({});
-    }
-    if resource.namespaced {
-        if meta["namespace"].as_str().is_some_and(|n| n != namespace) {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        meta["namespace"] = namespace.into();
-    }
-    if meta["name"].as_str().unwrap_or_default().is_empty()
-        && let Some(prefix) = meta["generateName"].as_str()
-    {
-        meta["name"] = format!("{prefix}{:05x}", next_number()).into();
-    }
-    Ok(())
-}
-
-/// Carries over from `old` what this kind of write does not change.
-fn keep_what_clients_cannot_change(
-    resource: &Resource,
-    status: bool,
-    old: &Value,
-    new: &mut Value,
-) {
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "resourceVersion",
-        "managedFields",
-    ] {
-        copy(&old["metadata"], &mut new["metadata"], field);
-    }
-    for field in ["kind", "apiVersion"] {
-        copy(old, new, field);
-    }
-    if status {
-        copy(old, new, "spec");
-    } else if resource.status {
-        copy(old, new, "status");
-    }
-    if resource.plural == "persistentvolumes" && old["status"]["phase"] != new["status"]["phase"] {
-        let time = "lastPhaseTransitionTime";
-        if old["status"][time] == new["status"][time] {
-            new["status"][time] = now().into();
-        }
-    }
-    drop_empty(&mut new["metadata"]);
-}
-
-fn copy(from: &Value, to: &mut Value, field: &str) {
-    match from.get(field) {
-        Some(value) => to[field] = value.clone(),
-        None => {
-            to.as_object_mut().map(|m| m.remove(field));
-        }
-    }
-}
-
-/// Empty maps and lists in the metadata are not stored.
-fn drop_empty(meta: &mut Value) {
-    if let Some(meta) = meta.as_object_mut() {
-        meta.retain(|_, v| {
-            let empty = v.is_null()
-                || v.as_object().is_some_and(serde_json::Map::is_empty)
-                || v.as_array().is_some_and(Vec::is_empty);
-            !empty
-        });
-    }
-}
-
-fn next_number() -> u64 {
-    static NUMBER: AtomicU64 = AtomicU64::new(1);
-    NUMBER.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Unique in the process, and the same in every run of a single-threaded test.
-fn next_uid() -> String {
-    format!("00000000-0000-4000-8000-{:012x}", next_number())
 }

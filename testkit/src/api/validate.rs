@@ -79,10 +79,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
         }
         let value = value.as_str().unwrap_or_default();
         if value.len() > 63 {
-            refuse(
-                "metadata.labels",
-                invalid(value, "must be no more than 63 bytes"),
-            );
+            refuse("metadata.labels", invalid(value, "must be no more than 63 bytes"));
         } else if !value.is_empty() && !is_name(value) {
             refuse("metadata.labels", invalid(value, LABEL_VALUE));
         }
@@ -104,8 +101,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
         let field = format!("metadata.finalizers[{i}]");
         if !is_qualified(finalizer) {
             refuse(&field, invalid(finalizer, KEY));
-        } else if !finalizer.contains('/') && !["orphan", "foregroundDeletion"].contains(&finalizer)
-        {
+        } else if !finalizer.contains('/') && !["orphan", "foregroundDeletion"].contains(&finalizer) {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             refuse(&field, invalid(finalizer, why));
         }
@@ -113,9 +109,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
     match resource.plural {
         "persistentvolumes" => validate_volume(&object["spec"], refuse),
         "events" => {
-            let about = object["involvedObject"]["namespace"]
-                .as_str()
-                .unwrap_or_default();
+            let about = object["involvedObject"]["namespace"].as_str().unwrap_or_default();
             let expected = if about.is_empty() { "default" } else { about };
             if object["eventTime"].is_null() && meta["namespace"] != expected {
                 refuse(
@@ -124,12 +118,7 @@ pub(crate) fn validate(resource: &Resource, object: &Value) -> Causes {
                 );
             }
         }
-        "storageclasses"
-            if object["provisioner"]
-                .as_str()
-                .unwrap_or_default()
-                .is_empty() =>
-        {
+        "storageclasses" if object["provisioner"].as_str().unwrap_or_default().is_empty() => {
             refuse("provisioner", "Required value".to_owned());
         }
         _ => {}
@@ -147,11 +136,7 @@ fn validate_volume(spec: &Value, mut refuse: impl FnMut(&str, String)) {
         refuse("spec.accessModes", "Required value".to_owned());
     }
     if spec["local"].is_object() {
-        if spec["local"]["path"]
-            .as_str()
-            .unwrap_or_default()
-            .is_empty()
-        {
+        if spec["local"]["path"].as_str().unwrap_or_default().is_empty() {
             refuse("spec.local.path", "Required value".to_owned());
         }
         if spec["nodeAffinity"].is_null() {
@@ -159,10 +144,7 @@ fn validate_volume(spec: &Value, mut refuse: impl FnMut(&str, String)) {
             refuse("spec.nodeAffinity", why.to_owned());
         }
     } else if spec["hostPath"].is_null() && spec["csi"].is_null() && spec["nfs"].is_null() {
-        refuse(
-            "spec",
-            "Required value: must specify a volume type".to_owned(),
-        );
+        refuse("spec", "Required value: must specify a volume type".to_owned());
     }
     if spec["hostPath"].is_object() || spec["nfs"].is_object() {
         return;
@@ -248,9 +230,7 @@ fn is_subdomain(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text.split('.').all(|part| {
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-            part.starts_with(legal)
-                && part.ends_with(legal)
-                && part.chars().all(|c| legal(c) || c == '-')
+            part.starts_with(legal) && part.ends_with(legal) && part.chars().all(|c| legal(c) || c == '-')
         })
 }
 
@@ -267,8 +247,7 @@ mod tests {
 
     #[test]
     fn metadata_is_checked() {
-        let check =
-            |meta: Value| validate(Resource::known("configmaps"), &json!({"metadata": meta}));
+        let check = |meta: Value| validate(Resource::known("configmaps"), &json!({"metadata": meta}));
         assert_eq!(
             check(json!({"name": "a.b-c", "labels": {"x.io/y": "", "z": "A_b.c"}})),
             []

@@ -10,10 +10,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{
-    Api, BoxError, metadata_only, resource::Resource, selector::Selector, status::Status,
-    store::Change,
-};
+use super::{Api, BoxError, metadata_only, resource::Resource, selector::Selector, status::Status, store::Change};
 
 /// How often the real server sends bookmarks to those who asked for them.
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(60);
@@ -48,10 +45,7 @@ struct Watcher {
 }
 
 /// The lines of a watch, until it times out, is cut, or its client is too slow for the history.
-pub(crate) fn stream(
-    api: &Api,
-    request: WatchRequest,
-) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + use<> {
+pub(crate) fn stream(api: &Api, request: WatchRequest) -> impl Stream<Item = Result<Bytes, BoxError>> + Send + use<> {
     let changed = api.subscribe();
     let now = Instant::now();
     let mut watcher = Watcher {
@@ -76,11 +70,7 @@ impl Watcher {
     fn begin(&mut self) {
         let api = self.api.clone();
         let state = api.state();
-        if let Some(version) = self
-            .request
-            .after
-            .filter(|_| !self.request.send_initial_events)
-        {
+        if let Some(version) = self.request.after.filter(|_| !self.request.send_initial_events) {
             self.cursor = version;
             return;
         }
@@ -136,11 +126,7 @@ impl Watcher {
             return Err("the watch was cut".into());
         }
         if self.cursor < state.store.floor() {
-            let message = format!(
-                "too old resource version: {} ({})",
-                self.cursor,
-                state.store.floor()
-            );
+            let message = format!("too old resource version: {} ({})", self.cursor, state.store.floor());
             let gone = Status::new(410, "Expired", message);
             self.line(&json!({"type": "ERROR", "object": gone.to_json()}));
             self.done = true;
@@ -155,9 +141,7 @@ impl Watcher {
 
     fn change(&mut self, change: &Change) {
         let (resource, namespace) = (self.request.resource, &self.request.namespace);
-        if change.key.plural != resource.plural
-            || !(namespace.is_empty() || change.key.namespace == *namespace)
-        {
+        if change.key.plural != resource.plural || !(namespace.is_empty() || change.key.namespace == *namespace) {
             return;
         }
         let selected = |o: &Option<Value>| o.clone().filter(|o| self.request.selector.matches(o));
@@ -183,16 +167,12 @@ impl Watcher {
 
     fn bookmark(&mut self, annotations: Value) {
         let resource = self.request.resource;
-        let mut metadata =
-            json!({"resourceVersion": self.cursor.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": self.cursor.to_string(), "creationTimestamp": null});
         if annotations.as_object().is_some_and(|a| !a.is_empty()) {
             metadata["annotations"] = annotations;
         }
         let mut object = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
-        if resource.kind.starts_with("Persistent")
-            || resource.kind == "Node"
-            || resource.kind == "Pod"
-        {
+        if resource.kind.starts_with("Persistent") || resource.kind == "Node" || resource.kind == "Pod" {
             object["spec"] = json!({});
             object["status"] = json!({});
         }

@@ -40,15 +40,11 @@ impl Plane {
         accounts.create(&PostParams::default(), &account).await?;
         let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": "default"});
         self.grant(name, rules, &subject).await?;
-        let request: TokenRequest =
-            serde_json::from_value(json!({"metadata": {}, "spec": {"audiences": []}}))?;
+        let request: TokenRequest = serde_json::from_value(json!({"metadata": {}, "spec": {"audiences": []}}))?;
         let token = accounts
             .create_token_request(name, &PostParams::default(), &request)
             .await?;
-        let token = token
-            .status
-            .context("the TokenRequest has no status")?
-            .token;
+        let token = token.status.context("the TokenRequest has no status")?.token;
         self.add_user(name, &token)
     }
 
@@ -70,9 +66,7 @@ impl Plane {
             .await?;
         // Admission taints every new Node not-ready, and the controller that would take it off does not run.
         let untainted = Patch::Merge(json!({"spec": {"taints": null}}));
-        Ok(nodes
-            .patch(name, &PatchParams::default(), &untainted)
-            .await?)
+        Ok(nodes.patch(name, &PatchParams::default(), &untainted).await?)
     }
 
     /// A StorageClass for local volumes: no provisioner, WaitForFirstConsumer, this reclaimPolicy.
@@ -91,12 +85,7 @@ impl Plane {
     ///
     /// # Errors
     /// What the server refuses.
-    pub async fn create_claim(
-        &self,
-        namespace: &str,
-        name: &str,
-        class: &str,
-    ) -> Result<PersistentVolumeClaim> {
+    pub async fn create_claim(&self, namespace: &str, name: &str, class: &str) -> Result<PersistentVolumeClaim> {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client().await?, namespace);
         let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": class,
             "resources": {"requests": {"storage": "1Mi"}}});
@@ -165,8 +154,7 @@ impl Plane {
     pub(super) async fn grant_presets(&self) -> Result<()> {
         let bindings: Api<ClusterRoleBinding> = Api::all(self.client().await?);
         for (user, rules) in [("classic", CLASSIC), ("full", FULL)] {
-            let subject =
-                json!({"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"});
+            let subject = json!({"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"});
             self.grant(user, rules, &subject).await?;
             let built_in = binding(
                 &format!("{user}-built-in"),
@@ -185,8 +173,7 @@ impl Plane {
             .map(|(groups, resources, verbs)| json!({"apiGroups": groups, "resources": resources, "verbs": verbs}))
             .collect();
         let role = format!("testkit-{name}");
-        let cluster_role =
-            serde_json::from_value(json!({"metadata": {"name": role}, "rules": rules}))?;
+        let cluster_role = serde_json::from_value(json!({"metadata": {"name": role}, "rules": rules}))?;
         Api::<ClusterRole>::all(client.clone())
             .create(&PostParams::default(), &cluster_role)
             .await?;
@@ -199,8 +186,7 @@ impl Plane {
 }
 
 fn binding(name: &str, role: &str, subject: &Value) -> Result<ClusterRoleBinding> {
-    let reference =
-        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role});
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role});
     Ok(serde_json::from_value(
         json!({"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]}),
     )?)

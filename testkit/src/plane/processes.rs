@@ -39,8 +39,7 @@ impl Processes {
             })
             .context("start a thread")?;
         // The killed processes may still write for a moment. In a session of its own: ^C is not for it.
-        let script =
-            r#"cat >/dev/null; for i in 1 2 3 4 5; do rm -rf "$0"; sleep 0.2; done; rm -rf "$0""#;
+        let script = r#"cat >/dev/null; for i in 1 2 3 4 5; do rm -rf "$0"; sleep 0.2; done; rm -rf "$0""#;
         let janitor = Command::new("setsid")
             .args(["sh", "-c", script])
             .arg(dir)
@@ -59,8 +58,7 @@ impl Processes {
 
     /// Starts a program whose output goes to `<name>.log`.
     pub(crate) fn start(&self, name: &'static str, program: &Path, args: &[String]) -> Result<()> {
-        let log = File::create(self.log(name))
-            .with_context(|| format!("create {}", self.log(name).display()))?;
+        let log = File::create(self.log(name)).with_context(|| format!("create {}", self.log(name).display()))?;
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -76,9 +74,7 @@ impl Processes {
             .send((command, answer))
             .ok()
             .context("the starting thread is gone")?;
-        let child = child
-            .recv()?
-            .with_context(|| format!("run {}", program.display()))?;
+        let child = child.recv()?.with_context(|| format!("run {}", program.display()))?;
         self.children().push((name, child));
         Ok(())
     }

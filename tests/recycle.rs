@@ -1,0 +1,503 @@
+//! The life of a volume on a real control plane with real mounts, in both permission modes and with both views of the
+//! host: published, bound, released, scrubbed, published again; and everything that must keep it from coming back.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "recycle/node.rs"]
+mod node;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
+
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt;
+use node::{Node, in_every_world, in_worlds, names, phase};
+use serde_json::json;
+use testkit::mounts;
+
+const FINALIZER: &str = "local-volume-provisioner/scrub";
+
+#[test]
+fn a_released_volume_is_emptied_and_published_again() {
+    in_every_world(
+        "a_released_volume_is_emptied_and_published_again",
+        async |node: Rc<Node>| {
+            let class = node.class("Delete", "").await?;
+            let disk = node.tmpfs(&class, "disk1")?;
+            node.start().await?;
+            let first = node.available("disk1").await?;
+            ensure!(
+                first.finalizers().contains(&FINALIZER.to_owned()) == (node.world.user == "full"),
+                "{:?}",
+                first.finalizers()
+            );
+            let bound = node.claim("a", &class).await?;
+            ensure!(bound.uid() == first.uid());
+            std::fs::write(disk.join("file"), "secret")?;
+            std::fs::create_dir_all(disk.join(".hidden/deep"))?;
+            std::fs::write(disk.join(".hidden/deep/file"), "secret")?;
+            node.release("a").await?;
+            let second = node.again("disk1", &first).await?;
+            ensure!(second.name_any() == first.name_any(), "the name stays");
+            ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
+            // And once more: nothing of the first round is in the way.
+            node.claim("b", &class).await?;
+            std::fs::write(disk.join("file"), "secret")?;
+            node.release("b").await?;
+            node.again("disk1", &second).await?;
+            ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_retained_volume_is_left_alone() {
+    in_every_world("a_retained_volume_is_left_alone", async |node: Rc<Node>| {
+        let class = node.class("Retain", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "keep")?;
+        node.release("a").await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
+        node.several_passes().await;
+        let now = node.published().await?.remove("disk1").context("the PV is gone")?;
+        ensure!(
+            now.uid() == pv.uid() && now.metadata.deletion_timestamp.is_none(),
+            "{now:?}"
+        );
+        ensure!(names(&disk) == ["file"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decides() {
+    in_every_world("retained_and_deleted", async |node: Rc<Node>| {
+        let class = node.class("Retain", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "keep")?;
+        node.release("a").await?;
+        let released = node
+            .until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?
+            .unwrap();
+        node.delete(&released).await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["file"]);
+        if node.world.user == "full" {
+            node.event(&pv, "VolumeFailedDelete", "retained=scrub").await?;
+            node.patch(
+                &pv,
+                json!({"metadata": {"annotations": {"local-volume-provisioner/retained": "scrub"}}}),
+            )
+            .await?;
+            node.again("disk1", &pv).await?;
+            ensure!(names(&disk).is_empty());
+        } else {
+            ensure!(node.published().await?.is_empty(), "published with somebody's data");
+            // Taking it out of the directory and putting something back is the operator's word.
+            mounts::unmount(&disk)?;
+            node.several_passes().await;
+            node.tmpfs(&class, "disk1")?;
+            node.again("disk1", &pv).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn other_storage_at_the_path_is_neither_scrubbed_nor_published() {
+    in_every_world("other_storage_at_the_path", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("tenant"), "secret")?;
+        // Mounted over the right one, which stays beneath.
+        mounts::tmpfs(&disk, 16 << 20)?;
+        std::fs::write(disk.join("precious"), "not yours")?;
+        node.event(&pv, "VolumeMismatch", "expected").await?;
+        node.release("a").await?;
+        node.event(&pv, "VolumeFailedDelete", "other storage").await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["precious"]);
+        ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        mounts::unmount(&disk)?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty(), "{:?}", names(&disk));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_unmounted_volume_is_not_scrubbed_until_it_is_back() {
+    in_every_world("an_unmounted_volume", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let source = node.path("source");
+        std::fs::create_dir(&source)?;
+        let disk = node.entry(&class, "disk1");
+        std::fs::create_dir(&disk)?;
+        mounts::bind(&source, &disk)?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("tenant"), "secret")?;
+        mounts::unmount(&disk)?;
+        std::fs::write(disk.join("on-the-root-disk"), "not yours")?;
+        node.release("a").await?;
+        node.event(&pv, "VolumeFailedDelete", "mount it again").await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["on-the-root-disk"]);
+        ensure!(names(&source) == ["tenant"]);
+        mounts::bind(&source, &disk)?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&source).is_empty());
+        mounts::unmount(&disk)?;
+        ensure!(names(&disk) == ["on-the-root-disk"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_mount_below_the_volume_holds_it() {
+    in_every_world("a_mount_below_the_volume_holds_it", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        let below = disk.join("deep/mount");
+        std::fs::create_dir_all(&below)?;
+        mounts::tmpfs(&below, 1 << 20)?;
+        std::fs::write(below.join("precious"), "not yours")?;
+        node.release("a").await?;
+        node.event(&pv, "VolumeFailedDelete", "mounted below").await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["deep", "file"] && names(&below) == ["precious"]);
+        mounts::unmount(&below)?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_that_still_has_it_mounted_holds_it() {
+    let seeing: Vec<_> = node::WORLDS.into_iter().filter(|world| world.sees_pods).collect();
+    in_worlds(
+        "a_pod_that_still_has_it_mounted_holds_it",
+        &seeing,
+        async |node: Rc<Node>| {
+            let class = node.class("Delete", "").await?;
+            let disk = node.tmpfs(&class, "disk1")?;
+            node.start().await?;
+            let pv = node.available("disk1").await?;
+            node.claim("a", &class).await?;
+            std::fs::write(disk.join("file"), "secret")?;
+            let pod = node.pod_mount(&pv, &disk)?;
+            node.release("a").await?;
+            node.event(&pv, "VolumeFailedDelete", "pod 9e1f0c4d has it mounted")
+                .await?;
+            node.several_passes().await;
+            ensure!(names(&disk) == ["file"]);
+            mounts::unmount(&pod)?;
+            node.again("disk1", &pv).await?;
+            ensure!(names(&disk).is_empty());
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_blind_node_looks_twice_at_what_it_has_scrubbed() {
+    let blind: Vec<_> = node::WORLDS.into_iter().filter(|world| !world.sees_pods).collect();
+    in_worlds("a_blind_node_looks_twice", &blind, async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.release("a").await?;
+        let end = tokio::time::Instant::now() + node::DEADLINE;
+        while !names(&disk).is_empty() {
+            ensure!(tokio::time::Instant::now() < end, "not scrubbed");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        // A process of the former tenant writes on, right after the scrub.
+        std::fs::write(disk.join("late"), "secret")?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty(), "published with {:?}", names(&disk));
+        Ok(())
+    });
+}
+
+#[test]
+fn what_was_released_while_the_daemon_was_down_is_scrubbed() {
+    in_every_world("released_while_down", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.stop().await?;
+        node.release("a").await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
+        node.start().await?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bound_pv_that_is_deleted_by_hand_is_scrubbed_when_its_claim_is_gone() {
+    in_every_world("deleted_by_hand", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.delete(&pv).await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["file"], "scrubbed under its tenant");
+        ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        node.release("a").await?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pv_that_vanishes_by_force_is_held_as_long_as_its_claim_lives() {
+    in_every_world("vanishes_by_force", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.delete(&pv).await?;
+        node.patch(&pv, json!({"metadata": {"finalizers": null}})).await?;
+        node.until("disk1", "the PV is gone", |pv| pv.is_none()).await?;
+        node.several_passes().await;
+        ensure!(
+            node.published().await?.is_empty(),
+            "published while its claim may bind again"
+        );
+        ensure!(names(&disk) == ["file"], "scrubbed while its claim lives");
+        node.release("a").await?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_vanished_volume_is_withdrawn_and_published_when_it_is_back() {
+    in_every_world("vanished", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let first = node.available("disk1").await?;
+        mounts::unmount(&disk)?;
+        node.until("disk1", "withdrawn", |pv| pv.is_none()).await?;
+        node.tmpfs(&class, "disk1")?;
+        let second = node.again("disk1", &first).await?;
+        // Other storage at a free PV's path: withdrawn at once, and published as what it is.
+        mounts::unmount(&disk)?;
+        node.tmpfs(&class, "disk1")?;
+        node.again("disk1", &second).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_free_pv_follows_the_capacity_of_its_volume() {
+    in_every_world("capacity", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        node.available("disk1").await?;
+        let remount = |size: &str| {
+            let status = std::process::Command::new("mount")
+                .args(["-o", &format!("remount,size={size}")])
+                .arg(&disk)
+                .status();
+            status.map(|status| assert!(status.success()))
+        };
+        let capacity = |wanted: &'static str| {
+            move |pv: Option<&k8s_openapi::api::core::v1::PersistentVolume>| {
+                pv.is_some_and(|pv| {
+                    phase(pv) == "Available"
+                        && pv.spec.as_ref().unwrap().capacity.as_ref().unwrap()["storage"].0 == wanted
+                })
+            }
+        };
+        remount("32m")?;
+        node.until("disk1", "32Mi", capacity("32Mi")).await?;
+        remount("12m")?;
+        node.until("disk1", "12Mi", capacity("12Mi")).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_block_volume_is_zeroed_and_published_again() {
+    in_every_world("block", async |node: Rc<Node>| {
+        let class = node.class("Delete", "  volumeMode: Block\n").await?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 48 << 20)?;
+        std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        ensure!(pv.spec.as_ref().unwrap().volume_mode.as_deref() == Some("Block"));
+        node.claim_of_mode("a", &class, "Block").await?;
+        let mut file = std::fs::OpenOptions::new().read(true).write(true).open(device.path())?;
+        for offset in [0, 7 << 20, (48 << 20) - 4096] {
+            file.seek(SeekFrom::Start(offset))?;
+            file.write_all(&[0xaa; 4096])?;
+        }
+        file.sync_all()?;
+        drop(file);
+        node.release("a").await?;
+        node.again("disk1", &pv).await?;
+        node.event(&pv, "VolumeDelete", "Starting cleanup of Block PV").await?;
+        let mut content = Vec::new();
+        std::fs::File::open(device.path())?.read_to_end(&mut content)?;
+        ensure!(
+            content.len() == 48 << 20 && content.iter().all(|byte| *byte == 0),
+            "the device is not zero"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_device_in_use_is_not_scrubbed() {
+    in_every_world("device_in_use", async |node: Rc<Node>| {
+        let class = node.class("Delete", "  volumeMode: Block\n").await?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 48 << 20)?;
+        std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim_of_mode("a", &class, "Block").await?;
+        mounts::mkfs(device.path(), "ext4")?;
+        let elsewhere = node.path("elsewhere");
+        std::fs::create_dir(&elsewhere)?;
+        mounts::device(device.path(), &elsewhere, "ext4")?;
+        std::fs::write(elsewhere.join("precious"), "not yours")?;
+        node.release("a").await?;
+        node.event(&pv, "VolumeFailedDelete", "in use").await?;
+        node.several_passes().await;
+        ensure!(std::fs::read(elsewhere.join("precious"))? == b"not yours");
+        mounts::unmount(&elsewhere)?;
+        node.again("disk1", &pv).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn cleaners_that_are_not_there_hold_the_volume() {
+    in_every_world("cleaners", async |node: Rc<Node>| {
+        let class = node
+            .class(
+                "Delete",
+                "  volumeMode: Block\n  blockCleanerCommand: [/scripts/shred.sh, \"2\"]\n",
+            )
+            .await?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 16 << 20)?;
+        std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim_of_mode("a", &class, "Block").await?;
+        node.release("a").await?;
+        node.event(
+            &pv,
+            "VolumeFailedDelete",
+            "blockCleanerCommand shred 2 is not available",
+        )
+        .await?;
+        ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        Ok(())
+    });
+}
+
+#[test]
+fn edits_of_a_pv_by_hand_are_repaired_or_survived() {
+    in_every_world("edits_by_hand", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let disk = node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        // The label-scoped watch says DELETED now, for a PV that is Bound.
+        node.patch(
+            &pv,
+            json!({"metadata": {"labels": {"local-volume-provisioner/node": null}}}),
+        )
+        .await?;
+        if node.world.user == "full" {
+            let labelled = |pv: Option<&k8s_openapi::api::core::v1::PersistentVolume>| {
+                pv.is_some_and(|pv| pv.labels().contains_key("local-volume-provisioner/node"))
+            };
+            node.until("disk1", "labelled again", labelled).await?;
+            node.patch(
+                &pv,
+                json!({"metadata": {"finalizers": ["kubernetes.io/pv-protection"]}}),
+            )
+            .await?;
+            node.until("disk1", "the finalizer is back", |pv| {
+                pv.is_some_and(|pv| pv.finalizers().contains(&FINALIZER.to_owned()))
+            })
+            .await?;
+        }
+        node.several_passes().await;
+        let now = node.published().await?;
+        ensure!(
+            now.len() == 1 && now["disk1"].uid() == pv.uid(),
+            "a second PV for one volume"
+        );
+        ensure!(names(&disk) == ["file"]);
+        node.release("a").await?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_claim_ref_that_is_cleared_by_hand_is_reported() {
+    in_every_world("cleared_by_hand", async |node: Rc<Node>| {
+        let class = node.class("Retain", "").await?;
+        node.tmpfs(&class, "disk1")?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        node.release("a").await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
+        if node.world.user == "full" {
+            node.until("disk1", "marked", |pv| {
+                pv.is_some_and(|pv| pv.annotations().contains_key("local-volume-provisioner/used"))
+            })
+            .await?;
+        }
+        node.patch(&pv, json!({"spec": {"claimRef": null}})).await?;
+        node.available("disk1").await?;
+        node.event(&pv, "ReusedWithoutScrub", "cleared by hand").await?;
+        Ok(())
+    });
+}
