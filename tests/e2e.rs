@@ -155,10 +155,7 @@ mod on_a_cluster {
             return;
         };
         let name = recycle_device(&cluster);
-        assert!(
-            cluster.job_completed(&format!("cleanup-{name}")),
-            "it was not the Job that zeroed it"
-        );
+        cluster.await_job(&format!("cleanup-{name}"));
     }
 
     /// A tenant writes to a raw device; the next one reads zeros. The PV's name.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+mod disks;
+mod tenant;
+
 /// A pod must be scheduled, its sandbox and container made, and its probe must answer.
 const POD: Duration = Duration::from_secs(60);
 /// The controllers release the claim, kubelet unmounts, the volume is scrubbed and published.
@@ -37,33 +40,6 @@ static DEPLOYED: Mutex<Option<Setup>> = Mutex::new(None);
 pub struct Cluster {
     kubeconfig: PathBuf,
     deployed: MutexGuard<'static, Option<Setup>>,
-}
-
-/// A PersistentVolume, as it was when a tenant used it.
-pub struct Volume {
-    object: Value,
-}
-
-impl Volume {
-    /// metadata.name.
-    pub fn name(&self) -> String {
-        text(&self.object["metadata"]["name"])
-    }
-
-    /// metadata.uid.
-    pub fn uid(&self) -> String {
-        text(&self.object["metadata"]["uid"])
-    }
-
-    /// The path on the node.
-    pub fn path(&self) -> String {
-        text(&self.object["spec"]["local"]["path"])
-    }
-
-    /// The node.
-    pub fn node(&self) -> String {
-        node_of(&self.object)
-    }
 }
 
 fn text(value: &Value) -> String {
@@ -133,6 +109,7 @@ impl Cluster {
             "pods -l e2e=tenant",
             "pvc -l e2e=tenant",
             "jobs --all",
+            "events --all",
             "validatingadmissionpolicybinding --all",
         ] {
             let mut args = vec!["delete", "--ignore-not-found", "--timeout=60s", "--cascade=foreground"];
@@ -147,8 +124,11 @@ impl Cluster {
             let _ = self.try_kubectl(&["patch", "pv", &name, "--type=merge", "-p", free], "");
         }
         self.await_some("the end of all PVs", RECYCLE, || self.pvs().is_empty().then_some(()));
+        // What failed tests left on the disks and beside them.
+        let script = "find /var/local/kubevirt-storage/local-volume/ -mindepth 2 -maxdepth 2 -exec rm -rf {} + && \
+                      find /mnt/local-storage/local -mindepth 1 -maxdepth 1 ! -name 'disk*' -exec rmdir {} +";
         for node in self.nodes() {
-            self.on_node(&node, &["sh", "-c", "rm -rf /var/local/kubevirt-storage/local-volume/disk*/* /var/local/kubevirt-storage/local-volume/disk*/.[!.]*"]);
+            self.on_node(&node, &["sh", "-c", script]);
         }
     }
 
@@ -327,128 +307,13 @@ impl Cluster {
         }
     }
 
-    /// A claim of the class and a pod with it (at /data or /dev/tenant) that has run the script; the volume they got.
-    pub fn run_tenant(&self, name: &str, class: &str, mode: &str, script: &str) -> Volume {
-        self.run_tenant_on(name, class, mode, script, None)
-    }
-
-    /// As `run_tenant`, on a certain node.
-    pub fn run_tenant_on(&self, name: &str, class: &str, mode: &str, script: &str, node: Option<&str>) -> Volume {
-        let metadata = json!({"name": name, "labels": {"e2e": "tenant"}});
-        self.apply(&json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,
-            "spec": {
-                "storageClassName": class, "volumeMode": mode, "accessModes": ["ReadWriteOnce"],
-                "resources": {"requests": {"storage": "1Mi"}},
-            },
-        }));
-        let mut container = json!({
-            "name": "tenant", "image": "localhost/busybox:local", "imagePullPolicy": "Never",
-            // A shell that waits obeys SIGTERM; sleep as process 1 does not.
-            "command": ["/bin/sh", "-ec", format!("trap 'exit 0' TERM\n{script}\ntouch /tmp/done\nsleep 3600 &\nwait")],
-            "readinessProbe": {"exec": {"command": ["test", "-e", "/tmp/done"]}, "periodSeconds": 1},
-        });
-        if mode == "Block" {
-            container["volumeDevices"] = json!([{"name": "disk", "devicePath": "/dev/tenant"}]);
-        } else {
-            container["volumeMounts"] = json!([{"name": "disk", "mountPath": "/data"}]);
-        }
-        let mut spec = json!({
-            "restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "containers": [container],
-            "volumes": [{"name": "disk", "persistentVolumeClaim": {"claimName": name}}],
-        });
-        if let Some(node) = node {
-            spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
-        }
-        self.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
-
-        self.await_some(&format!("pod {name} to be Ready"), POD, || {
-            let pod = self.get("pod", name)?;
-            assert_ne!(
-                pod["status"]["phase"],
-                "Failed",
-                "the script of pod {name} failed: {}",
-                self.kubectl(&["logs", name])
-            );
-            let conditions = pod["status"]["conditions"].as_array()?;
-            conditions
-                .iter()
-                .any(|c| c["type"] == "Ready" && c["status"] == "True")
-                .then_some(())
-        });
-        let claim = self.get("pvc", name).unwrap();
-        let object = self.get("pv", &text(&claim["spec"]["volumeName"])).unwrap();
-        Volume { object }
-    }
-
-    /// Deletes the pod, then the claim.
-    pub fn end_tenant(&self, name: &str) {
-        for kind in ["pod", "pvc"] {
-            self.kubectl(&["delete", kind, name, "--timeout=60s"]);
-        }
-    }
-
-    /// Whether a Job of this name was made and has run to its end, as the events tell.
-    pub fn job_completed(&self, name: &str) -> bool {
+    /// Waits for the event of a Job that has run to its end; the Job itself is deleted by then.
+    pub fn await_job(&self, name: &str) {
         let selector = format!("involvedObject.kind=Job,involvedObject.name={name},reason=Completed");
-        !self.list(&["events", "--field-selector", &selector]).is_empty()
-    }
-
-    /// Mounts a new tmpfs of 64 MiB; dropped, it is unmounted.
-    pub fn mount_tmpfs(&self, node: &str, path: &str) -> Mount<'_> {
-        self.on_node(node, &["mkdir", "-p", path]);
-        self.on_node(node, &["mount", "-t", "tmpfs", "-o", "size=64m", "e2e", path]);
-        Mount {
-            cluster: self,
-            node: node.to_owned(),
-            path: path.to_owned(),
-        }
-    }
-
-    /// Attaches a loop device of 32 MiB and links it at the path; dropped, both go.
-    pub fn attach_device(&self, node: &str, link: &str) -> Device<'_> {
-        // In a directory that the node keeps, by a name that hack/cluster down looks for.
-        let image = "/var/local/e2e.img";
-        self.on_node(node, &["truncate", "-s", "32M", image]);
-        let device = self
-            .on_node(node, &["losetup", "--find", "--show", image])
-            .trim()
-            .to_owned();
-        let device = Device {
-            cluster: self,
-            node: node.to_owned(),
-            link: link.to_owned(),
-            image: image.to_owned(),
-            device,
-        };
-        self.on_node(node, &["ln", "-s", &device.device, link]);
-        device
-    }
-
-    /// deploy/optional/own-node-policy.yaml, in force; dropped, it is removed.
-    pub fn apply_own_node_policy(&self) -> Policy<'_> {
-        self.kubectl(&["apply", "-f", &file("deploy/optional/own-node-policy.yaml")]);
-        let policy = Policy { cluster: self };
-        let pv = json!({
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "e2e-foreign"},
-            "spec": {
-                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "local",
-                "hostPath": {"path": "/"},
-            },
+        self.await_some(&format!("Job {name} to complete"), Duration::from_secs(10), || {
+            let events = self.list(&["events", "--field-selector", &selector]);
+            (!events.is_empty()).then_some(())
         });
-        // The same account, but by a token that belongs to no pod.
-        let args = [
-            "create",
-            "--as=system:serviceaccount:default:local-storage-admin",
-            "--dry-run=server",
-            "-f",
-            "-",
-        ];
-        self.await_some("the policy to be in force", Duration::from_secs(30), || {
-            let refusal = self.try_kubectl(&args, &pv.to_string()).err()?;
-            refusal.contains("the token carries no node name").then_some(())
-        });
-        policy
     }
 
     /// What one wants to read when a test has failed.
@@ -475,75 +340,5 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             println!("{}", self.diagnosis());
         }
-    }
-}
-
-/// A mount on a node, while it lives.
-pub struct Mount<'a> {
-    cluster: &'a Cluster,
-    node: String,
-    path: String,
-}
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        let unmounted = self.cluster.hack_cluster(&["node", &self.node, "umount", &self.path]);
-        assert!(unmounted.is_ok() || std::thread::panicking(), "{unmounted:?}");
-    }
-}
-
-/// A loop device on a node and its link, while it lives.
-pub struct Device<'a> {
-    cluster: &'a Cluster,
-    node: String,
-    link: String,
-    image: String,
-    device: String,
-}
-
-impl Device<'_> {
-    /// In how many lines of the device's content "secret" occurs.
-    pub fn secrets(&self) -> u64 {
-        let script = format!("grep -ac secret {} || :", self.image);
-        self.cluster
-            .on_node(&self.node, &["sh", "-c", &script])
-            .trim()
-            .parse()
-            .unwrap()
-    }
-}
-
-impl Drop for Device<'_> {
-    fn drop(&mut self) {
-        // The device only: its PV goes once the grace period is over, by the one that published it.
-        for command in [
-            ["rm", "-f", &self.link],
-            ["losetup", "-d", &self.device],
-            ["rm", "-f", &self.image],
-        ] {
-            let mut args = vec!["node", &self.node];
-            args.extend(command);
-            let done = self.cluster.hack_cluster(&args);
-            assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
-        }
-        if !std::thread::panicking() {
-            self.cluster
-                .await_some("the end of the device's PV", Duration::from_secs(15), || {
-                    self.cluster.pv_at(&self.node, &self.link).is_none().then_some(())
-                });
-        }
-    }
-}
-
-/// The policy, while it lives.
-pub struct Policy<'a> {
-    cluster: &'a Cluster,
-}
-
-impl Drop for Policy<'_> {
-    fn drop(&mut self) {
-        let _ = self
-            .cluster
-            .try_kubectl(&["delete", "-f", &file("deploy/optional/own-node-policy.yaml")], "");
     }
 }
