@@ -149,6 +149,7 @@ impl Node {
         let settings = Settings {
             node_name: name.clone(),
             namespace: "default".into(),
+            job_image: Some("none".into()),
             config_dir: dir.path().join("config"),
             listen_address: None,
             metrics_path: "/metrics".into(),
@@ -156,6 +157,7 @@ impl Node {
                 grace_period: GRACE,
                 discovery_period: PERIOD,
                 scrub_concurrency: 4,
+                scrub_retries: 10,
             },
             scan: ScanSettings {
                 host_mountinfo: if world.sees_pods {
