@@ -56,7 +56,7 @@ pub fn bind(from: &Path, to: &Path) {
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
 }
 
-/// A loop device that this process made; detached when dropped (as soon as it is unmounted).
+/// A loop device that this process made; detached when dropped, or, if it is mounted then, once it is not any more.
 pub struct Loop {
     pub path: PathBuf,
 }
@@ -82,6 +82,10 @@ impl Loop {
             path: PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()),
         }
     }
+
+    /// Leaves the detaching to the kernel, as soon as it is unmounted; so nothing is left even when the test is killed.
+    #[allow(dead_code)]
+    pub fn detach_when_unmounted(self) {}
 
     /// Makes an ext4 filesystem on it and mounts that on a directory, which is made.
     pub fn mount_ext4(&self, at: &Path, options: &[&str]) {
