@@ -206,7 +206,7 @@ impl Metrics {
         let count = |wanted: fn(&ScrubState) -> bool| {
             i64::try_from(memory.scrubs.values().filter(|scrub| wanted(&scrub.state)).count()).unwrap_or(i64::MAX)
         };
-        self.running.set(count(|state| matches!(state, ScrubState::Running(_))));
+        self.running.set(count(|state| matches!(state, ScrubState::Running)));
         self.succeeded
             .set(count(|state| matches!(state, ScrubState::Clean { .. })));
         self.failed

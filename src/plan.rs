@@ -50,6 +50,8 @@ pub struct Inputs<'a> {
     pub cluster: &'a Cluster,
     /// What this process remembers.
     pub memory: &'a Memory,
+    /// How far the running scrubs are, by the UID of the PV.
+    pub progress: &'a BTreeMap<String, Snapshot>,
     /// The time, since the process's start.
     pub now: Duration,
 }
@@ -337,7 +339,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 .memory
                 .scrubs
                 .values()
-                .filter(|scrub| matches!(scrub.state, ScrubState::Running(_)))
+                .filter(|scrub| matches!(scrub.state, ScrubState::Running))
                 .count(),
         ),
         occupied: BTreeMap::new(),

@@ -4,7 +4,7 @@ mod jobs;
 mod settle;
 mod start;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::Scanner;
-use crate::scrub::progress::Cancel;
+use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::wakes::{Directories, MountTables};
 use crate::watch::Shared;
@@ -71,10 +71,11 @@ struct Daemon {
     told: Told,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
-    cancels: std::collections::BTreeMap<String, Cancel>,
+    /// The running scrubs, by the UID of the PV.
+    running: BTreeMap<String, (Progress, Cancel)>,
     directories_read: BTreeSet<PathBuf>,
     gaps: u64,
-    states: std::collections::BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
+    states: BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
 }
 
 /// Runs the daemon until `shutdown`.
@@ -202,6 +203,11 @@ impl Daemon {
         }
         let endings = store.take_endings();
         self.memory.note(&endings, store.cluster(), ownership, now);
+        let progress = self
+            .running
+            .iter()
+            .map(|(uid, (progress, _))| (uid.clone(), progress.snapshot()))
+            .collect();
         let inputs = |memory| Inputs {
             config,
             limits: self.settings.limits,
@@ -215,6 +221,7 @@ impl Daemon {
             observed,
             cluster: store.cluster(),
             memory,
+            progress: &progress,
             now,
         };
         let plan = plan::plan(&inputs(&self.memory));
@@ -324,7 +331,7 @@ impl Daemon {
 
     /// Logs each volume's state when it changes.
     fn log_changes(&mut self, plan: &Plan) {
-        let mut states = std::collections::BTreeMap::new();
+        let mut states = BTreeMap::new();
         for volume in &plan.volumes {
             // Progress is no change of state.
             let reason = match &volume.state {
@@ -351,7 +358,7 @@ impl Daemon {
 
     /// Ends what runs: scrubs stop between two entries or chunks, and are started anew by the next process.
     async fn stop(&mut self) {
-        for cancel in self.cancels.values() {
+        for (_, cancel) in self.running.values() {
             cancel.cancel();
         }
         if let Some(watch) = self.watch_of_pvs.take() {
@@ -413,7 +420,7 @@ impl Daemon {
             Action::Delete { pv, lets_go, why } => self.delete(pv, lets_go, why),
             Action::Scrub(order) => self.scrub(*order),
             Action::AbortScrub { uid, why } => {
-                if let Some(cancel) = self.cancels.get(&uid) {
+                if let Some((_, cancel)) = self.running.get(&uid) {
                     warn!(%uid, %why, "scrub aborted");
                     cancel.cancel();
                 }

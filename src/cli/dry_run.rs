@@ -1,6 +1,6 @@
 //! `plan`: what the daemon would make of this machine's directories, by the same decisions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -110,6 +110,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         observed: &observed,
         cluster: side.store.cluster(),
         memory: &Memory::default(),
+        progress: &BTreeMap::new(),
         now: Duration::ZERO,
     });
     let readable = match args.output {

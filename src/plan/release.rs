@@ -187,7 +187,7 @@ impl Planner<'_> {
         let scrub = self.i.memory.scrubs.get(&pv.uid);
         match scrub {
             Some(Scrub {
-                state: ScrubState::Running(progress),
+                state: ScrubState::Running,
                 claim_uid,
                 ..
             }) => {
@@ -197,7 +197,7 @@ impl Planner<'_> {
                         why: "the claimRef of its PV changed".into(),
                     });
                 }
-                return State::Scrubbing(Some(progress.snapshot()));
+                return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
             }
             Some(Scrub {
                 state: ScrubState::Clean { at, settled, .. },

@@ -189,10 +189,11 @@ impl Daemon {
             noted_id: order.expected.as_ref().map(ToString::to_string),
             failures,
             held_back,
-            state: ScrubState::Running(progress.clone()),
+            state: ScrubState::Running,
         };
         self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
-        self.cancels.insert(order.pv.uid.clone(), cancel.clone());
+        self.running
+            .insert(order.pv.uid.clone(), (progress.clone(), cancel.clone()));
         info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
         let scrubber = recycle::Scrubber {
             client: self.client.clone(),
@@ -445,7 +446,7 @@ impl Daemon {
 
     fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
-        self.cancels.remove(uid);
+        self.running.remove(uid);
         let mode = self
             .shared
             .store()
