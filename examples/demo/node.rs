@@ -65,6 +65,7 @@ impl Node {
         Settings {
             node_name: NAME.into(),
             namespace: "default".into(),
+            job_image: None,
             config_dir: self.root.join("config"),
             listen_address: None,
             metrics_path: "/metrics".into(),
@@ -73,6 +74,7 @@ impl Node {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 4,
+                scrub_retries: 10,
             },
             scan: ScanSettings {
                 host_mountinfo: mountinfo.clone(),
