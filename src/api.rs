@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::client::ClientBuilder;
@@ -12,7 +13,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tower::timeout::TimeoutLayer;
 
-use crate::cluster::Mode;
+use crate::cluster::{CleaningJob, Mode};
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
@@ -155,6 +156,35 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
         ..Default::default()
     };
     Ok(api.delete(&pv.name, &params).await?.left())
+}
+
+/// Creates a cleaning Job.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn create_job(client: &Client, job: &Job) -> Result<(), WriteError> {
+    let namespace = job.metadata.namespace.as_deref().unwrap_or("default");
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    api.create(&PostParams::default(), job).await?;
+    Ok(())
+}
+
+/// Deletes a cleaning Job in the foreground (its pods first), if it is still the one and as it was.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn delete_job(client: &Client, namespace: &str, job: &CleaningJob) -> Result<(), WriteError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let preconditions = Preconditions {
+        uid: Some(job.uid.clone()),
+        resource_version: Some(job.resource_version.clone()),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::foreground()
+    };
+    api.delete(&job.name, &params).await?;
+    Ok(())
 }
 
 /// Finds out whether PersistentVolumes may be patched: by asking, or where asking is refused, by trying with a PV that

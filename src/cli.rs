@@ -67,6 +67,9 @@ struct RunArgs {
     /// Scrub this many volumes at once
     #[arg(long, default_value_t = 4, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     scrub_concurrency: u16,
+    /// Quarantine a volume whose scrub has failed so many times in a row
+    #[arg(long, default_value_t = 10, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    scrub_retries: u32,
     /// Take a disk for unresponsive when a system call on it takes this long
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration)]
     syscall_timeout: Duration,
@@ -165,6 +168,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     Ok(Settings {
         node_name,
         namespace,
+        job_image: variable("JOB_CONTAINER_IMAGE"),
         config_dir: args.config_dir.clone(),
         listen_address: address(&args.listen_address)?,
         metrics_path: args.metrics_path.clone(),
@@ -172,6 +176,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             grace_period: args.grace_period,
             discovery_period: args.discovery_period,
             scrub_concurrency: usize::from(args.scrub_concurrency),
+            scrub_retries: args.scrub_retries,
         },
         scan: ScanSettings {
             syscall_timeout: args.syscall_timeout,

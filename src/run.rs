@@ -1,5 +1,6 @@
 //! The daemon: wakes, passes, and what comes of them. One pass at a time.
 
+mod jobs;
 mod settle;
 mod start;
 
@@ -22,7 +23,7 @@ use crate::lock::Locks;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
-use crate::plan::{self, Action, Inputs, Plan};
+use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::Scanner;
 use crate::scrub::progress::Cancel;
 use crate::settings::Settings;
@@ -205,6 +206,10 @@ impl Daemon {
             config,
             limits: self.settings.limits,
             mode: self.mode,
+            jobs: JobSettings {
+                namespace: &self.settings.namespace,
+                image: self.settings.job_image.as_deref(),
+            },
             node,
             ownership,
             observed,
@@ -414,6 +419,8 @@ impl Daemon {
                 }
             }
             Action::ReadClaim(claim) => self.read_claim(claim),
+            Action::CreateJob(job) => self.create_job(*job),
+            Action::DeleteJob { pv, job, why } => self.delete_job(pv, *job, &why),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::memory::Memory;
 use crate::name_pattern::NamePattern;
 use crate::names;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
-use crate::plan::{self, Action, Inputs, Limits, Plan, State};
+use crate::plan::{self, Action, Inputs, JobSettings, Limits, Plan, State};
 use crate::scan::{ScanSettings, Scanner};
 use crate::store::Store;
 
@@ -97,8 +97,14 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
             grace_period: Duration::from_secs(60),
             discovery_period: Duration::from_secs(10),
             scrub_concurrency: usize::MAX,
+            scrub_retries: u32::MAX,
         },
         mode: side.mode,
+        // Without a look at Jobs none is made.
+        jobs: JobSettings {
+            namespace: "default",
+            image: None,
+        },
         node: &side.node,
         ownership: &side.ownership,
         observed: &observed,
@@ -337,6 +343,8 @@ fn print_actions(plan: &Plan) {
                 );
             }
             Action::ReadClaim(claim) => println!("  read claim {claim}"),
+            Action::CreateJob(job) => println!("  create Job {}", job.name_any()),
+            Action::DeleteJob { job, why, .. } => println!("  delete Job {}: {why}", job.name),
             Action::AbortScrub { .. } => {}
         }
     }

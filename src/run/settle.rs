@@ -9,10 +9,11 @@ use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, start};
 use crate::api::{self, WriteError};
-use crate::cluster::{ClaimRef, Mode, Pv};
+use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
 use crate::events;
 use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, api_backoff, scrub_backoff};
+use crate::metrics::By;
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle::{self, Clean};
 use crate::scrub::ScrubError;
@@ -56,11 +57,20 @@ pub(super) enum Done {
         event: Option<(String, i32)>,
     },
     Mode(Result<Mode, WriteError>),
+    MadeJob {
+        pv: String,
+        result: Result<(), WriteError>,
+    },
+    DeletedJob {
+        pv: String,
+        job: Box<CleaningJob>,
+        result: Result<(), WriteError>,
+    },
 }
 
 impl Daemon {
     /// Runs a call of the API for a PV, among a bounded number of others.
-    fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
+    pub(super) fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
         self.memory.in_flight.insert(key.to_owned());
         let writes = Arc::clone(&self.writes);
         self.tasks.spawn(async move {
@@ -171,7 +181,7 @@ impl Daemon {
         });
         let unit = match order.kind {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
-            crate::plan::ScrubKind::Zero => Unit::Bytes,
+            crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
         let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
         let scrub = Scrub {
@@ -279,6 +289,8 @@ impl Daemon {
                 }
             }
             Done::Mode(result) => self.take_mode(result),
+            Done::MadeJob { pv, result } => self.job_made(&pv, result),
+            Done::DeletedJob { pv, job, result } => self.job_deleted(&pv, &job, result),
         }
     }
 
@@ -393,7 +405,7 @@ impl Daemon {
     }
 
     /// A call failed: it is tried again by a pass when it is due.
-    fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
+    pub(super) fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
         let now = self.now();
         let failures = self.memory.write_failed(name, err.to_string(), now);
         if failures == 1 {
@@ -447,7 +459,8 @@ impl Daemon {
         match result {
             Ok(clean) => {
                 info!(pv = %name, ?took, entries = clean.entries_removed, "scrub ended");
-                self.metrics.scrubbed(mode, order.kind, &order.capacity, took);
+                self.metrics
+                    .scrubbed(mode, By::Process, order.kind.word(), &order.capacity, took);
                 scrub.failures = 0;
                 scrub.held_back = 0;
                 scrub.state = ScrubState::Clean {
@@ -476,7 +489,7 @@ impl Daemon {
                 scrub.failures += 1;
                 let error = format!("{err:#}");
                 warn!(pv = %name, failures = scrub.failures, %error, "scrub failed; it is tried again");
-                self.metrics.scrub_failed(mode);
+                self.metrics.scrub_failed(mode, By::Process);
                 scrub.state = ScrubState::Failed {
                     due: now + scrub_backoff(scrub.failures),
                     error,

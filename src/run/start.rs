@@ -10,6 +10,7 @@ use kube::api::Api;
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
+use crate::store::Store;
 use crate::wakes::MountTables;
 use crate::watch;
 
@@ -96,7 +97,7 @@ impl Daemon {
         {
             tokio::spawn(watch::jobs(client.clone(), shared.clone(), settings.namespace.clone()));
         } else {
-            shared.update(|store| store.jobs(std::iter::empty()));
+            shared.update(Store::jobs_unreadable);
         }
         tokio::spawn(watch::unlabelled_volumes(
             client,
