@@ -2,21 +2,16 @@
 //! is not there, commands are taken by the binary, and links lead somewhere.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "docs/markdown.rs"]
+#[allow(unreachable_pub)] // a test is its own crate
+mod markdown;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-type Set = BTreeSet<String>;
-
-fn top() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn text(path: impl AsRef<Path>) -> String {
-    let path = top().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+use markdown::{Set, anchor, between, blocks, column, literals, literals_after, quoted, rows, section, text, top};
 
 fn documents() -> Vec<PathBuf> {
     let docs = fs::read_dir(top().join("docs"))
@@ -40,71 +35,6 @@ fn binary(args: &[&str]) -> Output {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// The part of a document under a heading, up to the next one of the same or a higher level.
-fn section(document: &str, heading: &str) -> String {
-    let markdown = text(document);
-    let level = heading.chars().take_while(|c| *c == '#').count();
-    let mut lines = markdown.lines().skip_while(|line| *line != heading);
-    assert!(lines.next().is_some(), "{document} has no heading {heading:?}");
-    let ends = |line: &&str| {
-        let marks = line.chars().take_while(|c| *c == '#').count();
-        marks > 0 && marks <= level
-    };
-    lines
-        .take_while(|line| !ends(line))
-        .fold(String::new(), |all, line| all + line + "\n")
-}
-
-/// The cells of the rows of a section's tables, without their headers.
-fn rows(section: &str) -> Vec<Vec<String>> {
-    let lines: Vec<&str> = section.lines().collect();
-    let is_rule = |line: &str| line.starts_with("|--");
-    let is_header = |at: usize| lines.get(at + 1).is_some_and(|next| is_rule(next));
-    let body = (0..lines.len()).filter(|at| lines[*at].starts_with("| ") && !is_header(*at));
-    body.map(|at| {
-        let line = lines[at].trim_matches('|');
-        line.split('|').map(|cell| cell.trim().to_owned()).collect()
-    })
-    .collect()
-}
-
-/// What stands in backquotes.
-fn quoted(text: &str) -> Vec<String> {
-    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-}
-
-/// What stands in backquotes in one column of a section's tables.
-fn column(document: &str, heading: &str, column: usize) -> Set {
-    let rows = rows(&section(document, heading));
-    assert!(!rows.is_empty(), "{document} {heading} has no table");
-    rows.iter().flat_map(|row| quoted(&row[column])).collect()
-}
-
-/// The string literals of a source text.
-fn literals(source: &str) -> Set {
-    source.split('"').skip(1).step_by(2).map(str::to_owned).collect()
-}
-
-/// The source between two marks.
-fn between<'a>(source: &'a str, from: &str, to: &str) -> &'a str {
-    let start = source
-        .find(from)
-        .unwrap_or_else(|| panic!("{from:?} is not in the source"))
-        + from.len();
-    let rest = &source[start..];
-    &rest[..rest.find(to).unwrap_or_else(|| panic!("no {to:?} after {from:?}"))]
-}
-
-/// The literal that follows each occurrence of a mark, if nothing but blanks is between.
-fn literals_after(source: &str, mark: &str) -> Set {
-    let after = source
-        .match_indices(mark)
-        .map(|(at, _)| source[at + mark.len()..].trim_start());
-    after
-        .filter_map(|rest| rest.strip_prefix('"')?.split('"').next().map(str::to_owned))
-        .collect()
 }
 
 /// All sources below a path of `src`.
@@ -295,24 +225,6 @@ fn source_files_are_listed() {
     );
 }
 
-/// The lines of the code blocks of a document, by block, with the block's language.
-fn blocks(markdown: &str) -> Vec<(String, Vec<String>)> {
-    let mut blocks: Vec<(String, Vec<String>)> = Vec::new();
-    let mut open = false;
-    for line in markdown.lines() {
-        if let Some(language) = line.trim_start().strip_prefix("```") {
-            if !open {
-                blocks.push((language.to_owned(), Vec::new()));
-            }
-            open = !open;
-        } else if open {
-            blocks.last_mut().unwrap().1.push(line.to_owned());
-        }
-    }
-    assert!(!open, "a code block does not end");
-    blocks
-}
-
 #[test]
 fn commands_are_taken_by_the_binary() {
     let mut tried = Set::new();
@@ -388,15 +300,6 @@ fn make_targets_exist() {
             );
         }
     }
-}
-
-/// The anchor that a heading gets on GitHub.
-fn anchor(heading: &str) -> String {
-    let text = heading.trim_start_matches('#').trim().to_lowercase();
-    let kept = text
-        .chars()
-        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 #[test]
