@@ -40,6 +40,7 @@ struct Eyes {
     scanner: Scanner,
     locks: Locks,
     directories: Directories,
+    config_read: Option<Instant>,
 }
 
 /// What a look at the node has shown.
@@ -241,8 +242,9 @@ impl Daemon {
         };
         let configured: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
         let config_dir = self.settings.config_dir.clone();
+        let period = self.settings.limits.discovery_period;
         let (eyes, look) = tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &configured, &published, &config_dir);
+            let look = look(&mut eyes, &keys, &configured, &published, &config_dir, period);
             (eyes, look)
         })
         .await
@@ -380,11 +382,14 @@ fn look(
     configured: &BTreeSet<DirectoryKey>,
     published: &BTreeSet<PathBuf>,
     config_dir: &std::path::Path,
+    discovery_period: Duration,
 ) -> Look {
-    let config = eyes
-        .directories
-        .take_config_changed()
-        .then(|| config::load_directory(config_dir));
+    // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
+    let overdue = eyes.config_read.is_none_or(|read| read.elapsed() >= discovery_period);
+    let config = (eyes.directories.take_config_changed() || overdue).then(|| {
+        eyes.config_read = Some(Instant::now());
+        config::load_directory(config_dir)
+    });
     eyes.directories.forget_missing();
     eyes.directories
         .follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));

@@ -209,7 +209,7 @@ impl Planner<'_> {
                 state: ScrubState::Failed { error, .. },
                 failures,
                 ..
-            }) if *failures >= self.i.limits.scrub_retries && pv.annotation(names::RESOLVE) != Some("retry") => {
+            }) if *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
                 return State::Held(Held::Quarantined {
                     error: error.clone(),
                     failures: *failures,
@@ -248,6 +248,21 @@ impl Planner<'_> {
             }
             Ok(Some(medium)) => self.order(pv, gone, key, medium),
         }
+    }
+
+    /// `resolve=retry` ends a quarantine: the word is taken back where that is permitted, and the failures are counted
+    /// anew; where it is not, the scrub is tried as long as the word stands.
+    fn told_to_retry(&mut self, pv: &Pv) -> bool {
+        let told = pv.annotation(names::RESOLVE) == Some("retry");
+        if told && self.i.mode == Mode::Patch {
+            let patch = PvPatch {
+                annotations: [(names::RESOLVE.to_owned(), None)].into(),
+                ..Default::default()
+            };
+            self.patch(pv, patch, false, "the operator has it tried again");
+            return false;
+        }
+        told
     }
 
     /// The scrub has ended well. Where pods' mounts cannot be seen, the volume rests and is looked at once more.

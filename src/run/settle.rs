@@ -30,6 +30,8 @@ pub(super) enum Done {
     Patched {
         pv: PvRef,
         lets_go: bool,
+        /// The operator's word `resolve` was taken.
+        resolved: bool,
         result: Result<PersistentVolume, WriteError>,
     },
     Deleted {
@@ -117,7 +119,13 @@ impl Daemon {
         let client = self.client.clone();
         self.call(&pv.name.clone(), async move {
             let result = api::patch(&client, &pv, &patch).await;
-            Done::Patched { pv, lets_go, result }
+            let resolved = patch.annotations.get(crate::names::RESOLVE) == Some(&None);
+            Done::Patched {
+                pv,
+                lets_go,
+                resolved,
+                result,
+            }
         });
     }
 
@@ -253,7 +261,12 @@ impl Daemon {
                 took,
                 since_look,
             } => self.created(&pv, result, took, since_look),
-            Done::Patched { pv, lets_go, result } => self.patched(&pv, lets_go, result),
+            Done::Patched {
+                pv,
+                lets_go,
+                resolved,
+                result,
+            } => self.patched(&pv, lets_go, resolved, result),
             Done::Deleted {
                 pv,
                 lets_go,
@@ -320,13 +333,17 @@ impl Daemon {
         }
     }
 
-    fn patched(&mut self, pv: &PvRef, lets_go: bool, result: Result<PersistentVolume, WriteError>) {
+    fn patched(&mut self, pv: &PvRef, lets_go: bool, resolved: bool, result: Result<PersistentVolume, WriteError>) {
         self.memory.in_flight.remove(&pv.name);
         match result {
             Ok(now) => {
                 self.memory.retries.remove(&pv.name);
                 if lets_go {
                     self.memory.let_go.insert(pv.uid.clone(), self.now());
+                }
+                if resolved {
+                    // The operator's word was taken: what failed before does not count any more.
+                    self.memory.scrubs.remove(&pv.uid);
                 }
                 let ended = now.metadata.deletion_timestamp.is_some() && now.finalizers().is_empty();
                 self.shared.update(|store| {

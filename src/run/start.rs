@@ -21,6 +21,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         scanner: Scanner::new(settings.scan.clone()),
         locks: Locks::default(),
         directories: Directories::new(Arc::clone(&shared.wake), &settings.config_dir),
+        config_read: None,
     };
     let tables = [
         settings.scan.own_mountinfo.clone(),
