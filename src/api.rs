@@ -36,6 +36,19 @@ pub async fn connect() -> anyhow::Result<Client> {
     client(config)
 }
 
+/// Connects by this kubeconfig.
+///
+/// # Errors
+/// It cannot be read or used.
+pub async fn connect_by(kubeconfig: &std::path::Path) -> anyhow::Result<Client> {
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
+    client(config)
+}
+
 /// A client whose requests have a deadline and are never retried behind our back.
 ///
 /// # Errors

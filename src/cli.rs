@@ -3,6 +3,7 @@
 mod classic;
 mod dry_run;
 mod table;
+mod uninstall;
 mod validate;
 
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ enum Command {
     Plan(dry_run::PlanArgs),
     /// Check a ConfigMap manifest or a configuration directory, without a cluster
     Validate(validate::ValidateArgs),
+    /// Remove our finalizer from the PVs of a cluster, before or after the provisioner is removed
+    Uninstall(uninstall::UninstallArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run(&args),
         Some(Command::Plan(args)) => dry_run::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
+        Some(Command::Uninstall(args)) => uninstall::run(&args),
         Some(Command::Completions { shell }) => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "local-volume-provisioner", &mut std::io::stdout());

@@ -287,7 +287,7 @@ pub struct Pv {
 }
 
 /// The annotations that are kept of a PV.
-const KEPT_ANNOTATIONS: [&str; 9] = [
+const KEPT_ANNOTATIONS: [&str; 10] = [
     names::PROVISIONED_BY,
     names::BOUND_BY_CONTROLLER,
     names::VOLUME_ID,
@@ -297,6 +297,7 @@ const KEPT_ANNOTATIONS: [&str; 9] = [
     names::CLASS_DIRECTORY,
     names::RESOLVE,
     names::RETAINED,
+    names::LEAVING,
 ];
 
 /// A PV whose phase changed last within this time of its creation has never been bound: the first change is to
@@ -314,6 +315,12 @@ impl Pv {
     #[must_use]
     pub fn has_our_finalizer(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == names::FINALIZER)
+    }
+
+    /// Whether `uninstall` has taken it out of our hands: it is treated as without permission to patch.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.annotations.contains_key(names::LEAVING)
     }
 
     /// Whether Kubernetes still protects it.

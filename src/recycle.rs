@@ -209,8 +209,8 @@ impl Scrubber {
             return Err(changed("its claimRef"));
         }
         let returning = match self.mode {
-            Mode::Patch => pv.deleting && pv.phase != Phase::Bound && !pv.is_protected(),
-            Mode::Classic => pv.phase == Phase::Released,
+            Mode::Patch if !pv.is_leaving() => pv.deleting && pv.phase != Phase::Bound && !pv.is_protected(),
+            _ => pv.phase == Phase::Released,
         };
         if !returning {
             return Err(changed("it is not released any more"));

@@ -202,12 +202,7 @@ fn assume(node_name: &str, config: &Config) -> Side {
 }
 
 async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Result<Side> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
-    let settings = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
-    let client = crate::api::client(settings)?;
+    let client = crate::api::connect_by(kubeconfig).await?;
     let mut store = Store::default();
     let node = Api::<NodeObject>::all(client.clone())
         .get(node_name)

@@ -42,7 +42,7 @@ impl Planner<'_> {
             }
         }
         match self.i.mode {
-            Mode::Patch => {
+            Mode::Patch if !pv.is_leaving() => {
                 let patch = self.upkeep(pv, None, Use::Used);
                 if patch.finalizers.is_some() || !patch.is_empty() {
                     // First: the finalizer is what makes a terminating PV wait for its scrub.
@@ -52,7 +52,7 @@ impl Planner<'_> {
                 }
                 State::Released
             }
-            Mode::Classic => self.clean_up(pv, key, sight, |planner, pv| planner.delete(pv, true, "scrubbed")),
+            _ => self.clean_up(pv, key, sight, |planner, pv| planner.delete(pv, true, "scrubbed")),
         }
     }
 
