@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 pub mod read;
@@ -131,7 +132,11 @@ impl VolumeId {
     /// exist any more, whatever is at its path now, and even if nothing is.
     #[must_use]
     pub fn lost_with_reboot(&self, boot_id: &str) -> bool {
-        self.kind == IdKind::Volatile && self.get(part::BOOT).is_some_and(|boot| boot != boot_id)
+        // A boot id that could not be read says nothing.
+        let known = |boot: &str| !boot.is_empty();
+        self.kind == IdKind::Volatile
+            && known(boot_id)
+            && self.get(part::BOOT).is_some_and(|boot| known(boot) && boot != boot_id)
     }
 
     /// Compares what was noted (`self`) with what is there `now`.
@@ -162,6 +167,34 @@ impl VolumeId {
         } else {
             Comparison::Different
         }
+    }
+}
+
+impl VolumeId {
+    /// Whether one of the two contains the other, or a part of it, as far as their ids tell: the same filesystem with one
+    /// subtree in the other, or the same disk with at most one of them naming a partition.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let same = |keys: &[&str]| {
+            keys.iter()
+                .all(|key| self.get(key).is_some() && self.get(key) == other.get(key))
+        };
+        let filesystem = [part::UUID, part::FSID].iter().any(|key| same(&[key]));
+        if filesystem {
+            return match (self.get(part::SUBTREE), other.get(part::SUBTREE)) {
+                (Some(one), Some(two)) => {
+                    let (one, two) = (Path::new(one), Path::new(two));
+                    one.starts_with(two) || two.starts_with(one)
+                }
+                _ => true,
+            };
+        }
+        let disk = [part::WWN, part::SERIAL, part::DM, part::MD]
+            .iter()
+            .any(|key| same(&[key]))
+            || same(&[part::LOOP_INODE, part::LOOP_DEVICE, part::LOOP_OFFSET]);
+        let (one, two) = (self.get(part::PARTITION), other.get(part::PARTITION));
+        disk && (one.is_none() || two.is_none() || one == two)
     }
 }
 
@@ -201,7 +234,8 @@ impl Pair<'_> {
     }
 
     fn same_boot(&self) -> bool {
-        self.both(part::BOOT).is_some_and(|(noted, now)| noted == now)
+        self.both(part::BOOT)
+            .is_some_and(|(noted, now)| noted == now && !now.is_empty())
     }
 
     /// Whether the device tells by itself which it is: a disk that was unplugged and plugged in again is the same.

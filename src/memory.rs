@@ -162,7 +162,7 @@ impl Memory {
         self.let_go
             .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
         for pv in after.pvs.values() {
-            if pv.phase == Phase::Released || pv.deleting {
+            if pv.phase == Phase::Released || (pv.deleting && pv.phase != Phase::Bound && !pv.is_protected()) {
                 self.released_since.entry(pv.uid.clone()).or_insert(now);
             } else {
                 self.released_since.remove(&pv.uid);
@@ -234,6 +234,15 @@ impl Memory {
         let usage = pv.usage(self.watched_since_creation.contains(&pv.uid));
         if usage == Use::Unused {
             return;
+        }
+        if let Some(Scrub {
+            state: ScrubState::Clean { settled: true, .. },
+            claim_uid,
+            ..
+        }) = self.scrubs.get(&pv.uid)
+            && claim_uid.as_deref() == pv.claim_uid()
+        {
+            return; // Scrubbed after its last claim: the answer to letting it go was lost.
         }
         if let Some(path) = pv.path.clone() {
             self.released_since.entry(pv.uid.clone()).or_insert(now);

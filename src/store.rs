@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, cleaning_job};
+use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, Use, cleaning_job};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -26,6 +26,12 @@ pub struct Store {
     doubtful: BTreeSet<String>,
     /// How often the watch of PVs may have missed changes.
     gaps: u64,
+    /// Counts changes that matter to anybody.
+    version: u64,
+    /// `useNodeNameOnly`.
+    node_name_only: bool,
+    /// UIDs of PVs that were seen used since the loop last asked, if only for a moment.
+    seen_used: Vec<String>,
     /// PVs that ended since the loop last asked, as they were last seen.
     endings: Vec<Pv>,
     /// UIDs of PVs that ended lately: a watch that lags behind our own writes must not bring them back.
@@ -78,19 +84,43 @@ impl Store {
 
     /// A write or a watch says that what is known of this PV may be out of date.
     pub fn doubt(&mut self, name: &str) {
+        self.version += 1;
         self.doubtful.insert(name.to_owned());
     }
 
+    /// Counts the changes: another number, another store.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// The own Node as read or watched.
-    pub fn node(&mut self, node: &core::Node, node_name_only: bool) {
+    pub fn node(&mut self, node: &core::Node) {
         let node = Node::from(node);
-        self.ownership = node.hostname().map(|hostname| Ownership {
-            node_name: node.name.clone(),
-            node_uid: node.uid.clone(),
-            hostname: hostname.to_owned(),
-            node_name_only,
+        if self.cluster.node.as_ref() != Some(&node) {
+            self.cluster.node = Some(node);
+            self.identify();
+        }
+    }
+
+    /// `useNodeNameOnly`, as configured now.
+    pub fn use_node_name_only(&mut self, only: bool) {
+        if self.node_name_only != only {
+            self.node_name_only = only;
+            self.identify();
+        }
+    }
+
+    fn identify(&mut self) {
+        self.version += 1;
+        self.ownership = self.cluster.node.as_ref().and_then(|node| {
+            Some(Ownership {
+                node_name: node.name.clone(),
+                node_uid: node.uid.clone(),
+                hostname: node.hostname()?.to_owned(),
+                node_name_only: self.node_name_only,
+            })
         });
-        self.cluster.node = Some(node);
     }
 
     /// Whether a PV concerns this node: ours, or tied to this host.
@@ -118,6 +148,7 @@ impl Store {
 
     /// The list is complete.
     pub fn pvs_complete(&mut self) {
+        self.version += 1;
         self.gaps += 1;
         self.pvs_listed = true;
         let Some(listed) = self.relist.take() else { return };
@@ -137,7 +168,7 @@ impl Store {
         if self.concerns_us(&pv) {
             self.put(pv);
         } else if self.cluster.pvs.contains_key(&pv.name) {
-            self.doubtful.insert(pv.name);
+            self.doubt(&pv.name);
         }
     }
 
@@ -152,6 +183,10 @@ impl Store {
     }
 
     fn insert(&mut self, pv: Pv) {
+        self.version += 1;
+        if pv.usage(false) == Use::Used {
+            self.seen_used.push(pv.uid.clone());
+        }
         self.cluster.names_taken.remove(&pv.name);
         let uid = pv.uid.clone();
         if let Some(former) = self.cluster.pvs.insert(pv.name.clone(), pv)
@@ -162,11 +197,17 @@ impl Store {
     }
 
     fn end(&mut self, pv: Pv) {
+        self.version += 1;
         self.ended.push_back(pv.uid.clone());
         if self.ended.len() > ENDED {
             self.ended.pop_front();
         }
         self.endings.push(pv);
+    }
+
+    /// UIDs of PVs that were seen used since this was last asked.
+    pub fn take_seen_used(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.seen_used)
     }
 
     /// PVs that ended since this was last asked, as they were last seen.
@@ -185,7 +226,7 @@ impl Store {
         if pv.deleting && pv.finalizers.is_empty() {
             self.pv_gone(&pv.name, &pv.uid);
         } else {
-            self.doubtful.insert(pv.name);
+            self.doubt(&pv.name);
         }
     }
 
@@ -201,6 +242,7 @@ impl Store {
     /// What reading a PV by its name has shown.
     pub fn read_by_name(&mut self, name: &str, found: Option<&core::PersistentVolume>) {
         self.doubtful.remove(name);
+        self.version += 1;
         match found {
             None => {
                 self.cluster.names_taken.remove(name);
@@ -211,8 +253,8 @@ impl Store {
             Some(found) => {
                 let pv = Pv::from(found);
                 if self.concerns_us(&pv) {
-                    // Unconditionally: this is newer than anything the watch has shown.
-                    self.insert(pv);
+                    // The watch may have shown something newer meanwhile.
+                    self.put(pv);
                 } else {
                     if let Some(former) = self.cluster.pvs.remove(name) {
                         self.end(former);
@@ -225,11 +267,13 @@ impl Store {
 
     /// PVs that the label-scoped watch cannot see were looked for.
     pub fn former_listed(&mut self) {
+        self.version += 1;
         self.former_listed = true;
     }
 
     /// The StorageClasses, all of them.
     pub fn classes(&mut self, classes: &BTreeMap<String, StorageClass>) {
+        self.version += 1;
         self.classes_listed = true;
         self.cluster.storage_classes = classes
             .iter()
@@ -239,18 +283,21 @@ impl Store {
 
     /// StorageClasses of a dry run without a cluster.
     pub fn assume_classes(&mut self, classes: BTreeMap<String, crate::cluster::StorageClass>) {
+        self.version += 1;
         self.classes_listed = true;
         self.cluster.storage_classes = classes;
     }
 
     /// The cleaning Jobs, all of them.
     pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
+        self.version += 1;
         self.jobs_listed = true;
         self.cluster.jobs = Jobs::Read(jobs.filter_map(cleaning_job).collect());
     }
 
     /// Jobs may not be read.
     pub fn jobs_unreadable(&mut self) {
+        self.version += 1;
         self.jobs_listed = true;
         self.cluster.jobs = Jobs::Unreadable;
     }

@@ -39,10 +39,14 @@ impl Shared {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the store and wakes the loop.
+    /// Changes the store, and wakes the loop if that has changed anything: foreign objects and heartbeats do not.
     pub fn update(&self, change: impl FnOnce(&mut Store)) {
-        change(&mut self.store());
-        self.wake.notify_one();
+        let mut store = self.store();
+        let before = store.version();
+        change(&mut store);
+        if store.version() != before {
+            self.wake.notify_one();
+        }
     }
 }
 
@@ -225,12 +229,12 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) {
 }
 
 /// Watches the own Node.
-pub async fn node(client: Client, shared: Shared, name: String, node_name_only: bool) {
+pub async fn node(client: Client, shared: Shared, name: String) {
     let api: Api<Node> = Api::all(client);
     let stream = || watcher(api.clone(), config().fields(&format!("metadata.name={name}")));
     keep("nodes", stream, |event| {
         if let Event::Apply(node) | Event::InitApply(node) = event {
-            shared.update(|store| store.node(&node, node_name_only));
+            shared.update(|store| store.node(&node));
         }
     })
     .await;

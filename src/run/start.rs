@@ -5,8 +5,9 @@ use super::{
     Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
@@ -40,7 +41,9 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         _mount_tables: mount_tables,
         eyes: Some(eyes),
         mode: Mode::Classic,
-        watch_of_pvs: None,
+        watches: JoinSet::new(),
+        pv_watches: JoinSet::new(),
+        watched_pvs: None,
         node_watched: false,
         node_read: None,
         config: None,
@@ -62,60 +65,65 @@ impl Daemon {
     pub(super) async fn connect(&mut self) {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
-        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
         let node = self
             .until("read the node", |client, settings| {
                 read_node(client, settings.node_name.clone())
             })
             .await;
         self.node_read = Some(Instant::now());
-        self.shared.update(|store| store.node(&node, name_only));
+        self.shared.update(|store| store.node(&node));
         self.mode = self
             .until("ask for the permissions", |client, _| async move {
                 api::mode(&client).await
             })
             .await;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
-        let hostname = node
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(crate::names::HOSTNAME_LABEL))
-            .cloned();
-        let (client, shared, settings) = (self.client.clone(), self.shared.clone(), &self.settings);
-        tokio::spawn(watch::storage_classes(client.clone(), shared.clone()));
-        if allowed(&client, "watch", "", "nodes", None).await {
-            self.node_watched = true;
-            tokio::spawn(watch::node(
-                client.clone(),
-                shared.clone(),
-                settings.node_name.clone(),
-                name_only,
-            ));
+        self.node_watched = self
+            .until("ask for the permission to watch nodes", |client, _| {
+                may_watch_nodes(client)
+            })
+            .await;
+        let reads_jobs = self
+            .until("ask for the permission to read Jobs", |client, settings| {
+                may_read_jobs(client, settings.namespace.clone())
+            })
+            .await;
+        let (client, shared) = (self.client.clone(), self.shared.clone());
+        self.watches
+            .spawn(watch::storage_classes(client.clone(), shared.clone()));
+        if self.node_watched {
+            let name = self.settings.node_name.clone();
+            self.watches.spawn(watch::node(client.clone(), shared.clone(), name));
         }
-        if allowed(&client, "list", "batch", "jobs", Some(&settings.namespace)).await
-            && allowed(&client, "watch", "batch", "jobs", Some(&settings.namespace)).await
-        {
-            tokio::spawn(watch::jobs(client.clone(), shared.clone(), settings.namespace.clone()));
+        if reads_jobs {
+            let namespace = self.settings.namespace.clone();
+            self.watches
+                .spawn(watch::jobs(client.clone(), shared.clone(), namespace));
         } else {
             shared.update(Store::jobs_unreadable);
         }
-        tokio::spawn(watch::unlabelled_volumes(
-            client,
-            shared,
-            self.mode,
-            settings.node_name.clone(),
-        ));
-        self.watch_pvs(hostname.unwrap_or_default());
     }
 
-    /// Starts the watch of PVs that fits the permissions.
-    pub(super) fn watch_pvs(&mut self, hostname: String) {
-        if let Some(former) = self.watch_of_pvs.take() {
-            former.abort();
+    /// Watches the PVs in the way that fits the permissions and the node's hostname label, as they are now.
+    pub(super) fn watch_pvs(&mut self) {
+        let hostname = self
+            .shared
+            .store()
+            .ownership()
+            .map(|ownership| ownership.hostname.clone());
+        let wanted = hostname.map(|hostname| (hostname, self.mode));
+        if wanted == self.watched_pvs {
+            return;
         }
-        let watch = watch::persistent_volumes(self.client.clone(), self.shared.clone(), self.mode, hostname);
-        self.watch_of_pvs = Some(tokio::spawn(watch));
+        self.pv_watches = JoinSet::new();
+        self.watched_pvs.clone_from(&wanted);
+        let Some((hostname, mode)) = wanted else { return };
+        let (client, shared) = (self.client.clone(), self.shared.clone());
+        let name = self.settings.node_name.clone();
+        self.pv_watches
+            .spawn(watch::unlabelled_volumes(client.clone(), shared.clone(), mode, name));
+        self.pv_watches
+            .spawn(watch::persistent_volumes(client, shared, mode, hostname));
     }
 
     /// Tries a call until the API server answers it.
@@ -147,9 +155,30 @@ pub(super) async fn read_node(client: Client, name: String) -> Result<Node, Writ
     Ok(Api::<Node>::all(client).get(&name).await?)
 }
 
-/// Whether something is permitted; where that cannot be asked, it is taken not to be.
-async fn allowed(client: &Client, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> bool {
-    api::may(client, verb, group, resource, namespace)
+/// Whether the own Node may be watched. Where that cannot be asked, it is taken not to be: it is read then.
+async fn may_watch_nodes(client: Client) -> Result<bool, WriteError> {
+    match api::may(&client, "watch", "", "nodes", None).await {
+        Err(WriteError::Forbidden(_)) => Ok(false),
+        answer => answer,
+    }
+}
+
+/// Whether Jobs may be read; where that cannot be asked, by trying. An error is none of these answers: to take it for
+/// "there are no Jobs" would scrub beside one.
+async fn may_read_jobs(client: Client, namespace: String) -> Result<bool, WriteError> {
+    match api::may(&client, "watch", "batch", "jobs", Some(&namespace)).await {
+        Err(WriteError::Forbidden(_)) => {}
+        Ok(true) => return api::may(&client, "list", "batch", "jobs", Some(&namespace)).await,
+        answer => return answer,
+    }
+    let jobs: Api<Job> = Api::namespaced(client, &namespace);
+    match jobs
+        .list(&ListParams::default().limit(1))
         .await
-        .unwrap_or(false)
+        .map_err(WriteError::from)
+    {
+        Ok(_) => Ok(true),
+        Err(WriteError::Forbidden(_)) => Ok(false),
+        Err(err) => Err(err),
+    }
 }
