@@ -3,6 +3,9 @@
 //! Synchronous and without a client: a watch hands in what it saw, a writer hands in what the server answered. What is
 //! kept of an object is only what is used.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
@@ -10,7 +13,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{Cluster, Node, Owner, Ownership, Pv, job_at_work};
+use crate::cluster::{Cluster, Node, Owner, Ownership, Pv, Use, job_at_work};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -151,8 +154,11 @@ impl Store {
         }
     }
 
-    fn insert(&mut self, pv: Pv) {
+    fn insert(&mut self, mut pv: Pv) {
         self.cluster.names_taken.remove(&pv.name);
+        if let Some(known) = self.cluster.pvs.get(&pv.name) {
+            pv.seen_used = known.uid == pv.uid && known.usage(true) == Use::Used;
+        }
         let uid = pv.uid.clone();
         if let Some(former) = self.cluster.pvs.insert(pv.name.clone(), pv)
             && former.uid != uid
@@ -211,8 +217,7 @@ impl Store {
             Some(found) => {
                 let pv = Pv::from(found);
                 if self.concerns_us(&pv) {
-                    // Unconditionally: this is newer than anything the watch has shown.
-                    self.insert(pv);
+                    self.read(pv);
                 } else {
                     if let Some(former) = self.cluster.pvs.remove(name) {
                         self.end(former);
@@ -221,6 +226,16 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// A reading, which the watch may have overtaken.
+    fn read(&mut self, pv: Pv) {
+        if let Some(at) = self.ended.iter().position(|uid| *uid == pv.uid) {
+            // The reading began before the end, or the end was none: another reading tells.
+            self.ended.remove(at);
+            self.doubtful.insert(pv.name.clone());
+        }
+        self.put(pv);
     }
 
     /// PVs that the label-scoped watch cannot see were looked for.
