@@ -259,7 +259,7 @@ impl Daemon {
             Done::ReadClaim { claim, state } => {
                 self.memory.in_flight.remove(&format!("claim {claim}"));
                 let reading = ClaimReading { at: self.now(), state };
-                self.memory.claims.insert((claim.namespace, claim.name), reading);
+                self.memory.claims.insert(claim, reading);
             }
             Done::ReadNode(result) => {
                 self.memory.in_flight.remove("the own node");
