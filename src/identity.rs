@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 pub mod read;
@@ -160,6 +161,38 @@ impl VolumeId {
             Comparison::Same
         } else {
             Comparison::Different
+        }
+    }
+
+    /// Whether this storage and that one have something in common: they are the same, or one is a subtree of the other's
+    /// filesystem, or a partition of the other's disk. Who is given one of them sees (part of) the other.
+    #[must_use]
+    pub fn overlaps(&self, now: &Self) -> bool {
+        if self.compare(now) == Comparison::Same {
+            return true;
+        }
+        let without = |id: &Self, keys: &[&str]| Self {
+            kind: id.kind,
+            parts: id
+                .parts
+                .iter()
+                .filter(|(key, _)| !keys.contains(&key.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+        };
+        let same_but_for = |keys: &[&str]| without(self, keys).compare(&without(now, keys)) == Comparison::Same;
+        let subtree = |id| Path::new(Self::get(id, part::SUBTREE).unwrap_or("/"));
+        let (one, other) = (subtree(self), subtree(now));
+        match self.kind {
+            IdKind::Filesystem | IdKind::Volatile => {
+                one != other
+                    && (one.starts_with(other) || other.starts_with(one))
+                    && same_but_for(&[part::SUBTREE, part::HANDLE, part::INODE, part::BTIME])
+            }
+            IdKind::Device => {
+                self.get(part::PARTITION).is_some() != now.get(part::PARTITION).is_some()
+                    && same_but_for(&[part::PARTITION, part::START, part::PARTUUID])
+            }
         }
     }
 }

@@ -78,10 +78,9 @@ impl Index {
         };
         found.or_else(|| {
             let id = id?;
-            let same = |noted: &VolumeId| noted.compare(id) == Comparison::Same;
             self.noted
                 .iter()
-                .find(|(noted, at, _)| at != path && same(noted))
+                .find(|(noted, at, _)| at != path && noted.overlaps(id))
                 .map(|(_, _, pv)| pv.clone())
         })
     }
