@@ -158,6 +158,7 @@ impl Memory {
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running(_)) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
+        self.forget_clean();
         self.retries.retain(|_, retry| retry.due + FORGET > now);
         self.let_go
             .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
@@ -169,6 +170,22 @@ impl Memory {
             }
             self.forget_outdated_scrub(pv);
         }
+    }
+
+    /// A volume whose PV ended by itself while, or after, we scrubbed it for the same release is clean: such as when the
+    /// answer to the write that let it go was lost.
+    fn forget_clean(&mut self) {
+        let scrubs = &mut self.scrubs;
+        self.gone.retain(|_, gone| {
+            let clean = scrubs.get(&gone.pv.uid).is_some_and(|scrub| {
+                matches!(scrub.state, ScrubState::Clean { settled: true, .. })
+                    && scrub.claim_uid.as_deref() == gone.pv.claim_uid()
+            });
+            if clean {
+                scrubs.remove(&gone.pv.uid);
+            }
+            !clean
+        });
     }
 
     /// A scrub counts only for the release that it was made for.

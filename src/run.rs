@@ -6,12 +6,13 @@ mod start;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Mode, Node, Ownership};
@@ -61,7 +62,11 @@ struct Daemon {
     _mount_tables: Option<MountTables>,
     eyes: Option<Eyes>,
     mode: Mode,
-    watch_of_pvs: Option<tokio::task::JoinHandle<()>>,
+    watches_of_pvs: Vec<tokio::task::JoinHandle<()>>,
+    /// The hostname label that PVs are watched for.
+    watched_hostname: Option<String>,
+    unwatched_read: Instant,
+    mode_asked: Instant,
     node_watched: bool,
     node_read: Option<Instant>,
     config: Option<Config>,
@@ -127,7 +132,7 @@ impl Daemon {
         self.connect().await;
         let mut due: Option<Duration>;
         loop {
-            self.health.pass(Some(Instant::now()));
+            self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
             let safety = self.now() + self.settings.limits.discovery_period;
@@ -157,6 +162,7 @@ impl Daemon {
             self.take_config(loaded);
         }
         self.note_directories(&look.observed);
+        self.follow_identity();
         let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
         if self.health.waits_for(waiting_for.clone()) {
             if waiting_for.is_empty() {
@@ -165,6 +171,7 @@ impl Daemon {
                 info!(waiting_for = %waiting_for.join("; "), "not ready");
             }
         }
+        self.doubt_unwatched();
         self.read_doubtful();
         let store = self.shared.clone();
         let store = store.store();
@@ -184,6 +191,7 @@ impl Daemon {
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
         self.tell(&plan, &ownership);
+        self.ask_mode_again(&plan);
         let due = plan.wake_at;
         for action in plan.actions {
             self.start(action, began);
@@ -288,14 +296,11 @@ impl Daemon {
             )),
             Some(config) => {
                 let store = self.shared.store();
-                missing.extend(
-                    store
-                        .waiting_for()
-                        .iter()
-                        .map(|what| format!("the API server to list {what}")),
-                );
                 if store.cluster().node.is_some() && store.ownership().is_none() {
                     missing.push("the label kubernetes.io/hostname on the node".into());
+                } else {
+                    let lists = store.waiting_for();
+                    missing.extend(lists.iter().map(|what| format!("the API server to list {what}")));
                 }
                 for class in config.classes.values() {
                     if self.directories_read.contains(&class.mount_dir) {
@@ -349,7 +354,7 @@ impl Daemon {
         for cancel in self.cancels.values() {
             cancel.cancel();
         }
-        if let Some(watch) = self.watch_of_pvs.take() {
+        for watch in std::mem::take(&mut self.watches_of_pvs) {
             watch.abort();
         }
         let ended = tokio::time::timeout(Duration::from_secs(20), async {

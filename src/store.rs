@@ -20,6 +20,8 @@ const ENDED: usize = 1024;
 pub struct Store {
     cluster: Cluster,
     ownership: Option<Ownership>,
+    /// `useNodeNameOnly`.
+    node_name_only: bool,
     /// PVs listed since the last restart of their watch, until the list is complete.
     relist: Option<BTreeMap<String, Pv>>,
     /// PVs that the watch does not show any more, or that a write met: to be read by name before anything is concluded.
@@ -82,15 +84,45 @@ impl Store {
     }
 
     /// The own Node as read or watched.
-    pub fn node(&mut self, node: &core::Node, node_name_only: bool) {
-        let node = Node::from(node);
-        self.ownership = node.hostname().map(|hostname| Ownership {
-            node_name: node.name.clone(),
-            node_uid: node.uid.clone(),
-            hostname: hostname.to_owned(),
-            node_name_only,
-        });
-        self.cluster.node = Some(node);
+    pub fn node(&mut self, node: &core::Node) {
+        self.cluster.node = Some(Node::from(node));
+        self.identify();
+    }
+
+    /// `useNodeNameOnly` as it stands in the configuration now.
+    pub fn node_name_only(&mut self, node_name_only: bool) {
+        self.node_name_only = node_name_only;
+        self.identify();
+    }
+
+    fn identify(&mut self) {
+        let identity = |node: &Node| {
+            Some(Ownership {
+                node_name: node.name.clone(),
+                node_uid: node.uid.clone(),
+                hostname: node.hostname()?.to_owned(),
+                node_name_only: self.node_name_only,
+            })
+        };
+        self.ownership = self.cluster.node.as_ref().and_then(identity);
+    }
+
+    /// PVs are listed for another hostname label: until that is done, nothing is known.
+    pub fn pvs_unknown(&mut self) {
+        self.pvs_listed = false;
+        self.former_listed = false;
+    }
+
+    /// Own PVs that a watch by our label does not show: foreign ones in our way, and those without the label.
+    #[must_use]
+    pub fn unwatched(&self) -> Vec<String> {
+        let hostname = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
+        let unwatched = self
+            .cluster
+            .pvs
+            .values()
+            .filter(|pv| pv.node_label.as_deref() != hostname);
+        unwatched.map(|pv| pv.name.clone()).collect()
     }
 
     /// Whether a PV concerns this node: ours, or tied to this host.
@@ -138,6 +170,14 @@ impl Store {
             self.put(pv);
         } else if self.cluster.pvs.contains_key(&pv.name) {
             self.doubtful.insert(pv.name);
+        }
+    }
+
+    /// A PV that a listing has met: kept if it concerns us.
+    pub fn pv_found(&mut self, pv: &core::PersistentVolume) {
+        let pv = Pv::from(pv);
+        if self.concerns_us(&pv) {
+            self.put(pv);
         }
     }
 

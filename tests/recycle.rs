@@ -2,13 +2,13 @@
 //! host: published, bound, released, scrubbed, published again; and everything that must keep it from coming back.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-#[path = "recycle/node.rs"]
+#[path = "support/plane_node.rs"]
 mod node;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use kube::ResourceExt;
 use node::{Node, in_every_world, in_worlds, names, phase};
 use serde_json::json;

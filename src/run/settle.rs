@@ -1,10 +1,9 @@
 //! Carrying out actions, and what is learnt from how they ended.
 
-use std::time::Instant;
-
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::Api;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, start};
@@ -93,9 +92,10 @@ impl Daemon {
     }
 
     /// The labels that are copied to PVs, and the UID, may have changed: the Node is read before anything is created.
-    fn read_node(&mut self) {
+    pub(super) fn read_node(&mut self) {
         const KEY: &str = "the own node";
-        if self.memory.in_flight.contains(KEY) {
+        let just_read = self.node_read.is_some_and(|at| at.elapsed() < Duration::from_secs(1));
+        if just_read || self.memory.in_flight.contains(KEY) {
             return;
         }
         let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
@@ -266,8 +266,7 @@ impl Daemon {
                 match result {
                     Ok(node) => {
                         self.node_read = Some(Instant::now());
-                        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
-                        self.shared.update(|store| store.node(&node, name_only));
+                        self.shared.update(|store| store.node(&node));
                     }
                     Err(err) => warn!(error = %err, "cannot read the node"),
                 }
@@ -403,12 +402,26 @@ impl Daemon {
         }
     }
 
+    /// What is held for want of a permission ends with the permission.
+    pub(super) fn ask_mode_again(&mut self, plan: &Plan) {
+        let wants = |volume: &crate::plan::Volume| {
+            matches!(
+                &volume.state,
+                crate::plan::State::Held(crate::reason::Held::NotPermitted(_))
+            )
+        };
+        if plan.volumes.iter().any(wants) && self.mode_asked.elapsed() >= self.settings.limits.discovery_period {
+            self.ask_mode();
+        }
+    }
+
     /// The permissions may have changed.
     fn ask_mode(&mut self) {
         const KEY: &str = "the permissions";
         if self.memory.in_flight.contains(KEY) {
             return;
         }
+        self.mode_asked = Instant::now();
         let client = self.client.clone();
         self.call(KEY, async move { Done::Mode(api::mode(&client).await) });
     }

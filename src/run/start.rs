@@ -5,6 +5,7 @@ use super::{
     Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 
@@ -38,7 +39,10 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         _mount_tables: mount_tables,
         eyes: Some(eyes),
         mode: Mode::Classic,
-        watch_of_pvs: None,
+        watches_of_pvs: Vec::new(),
+        watched_hostname: None,
+        unwatched_read: Instant::now(),
+        mode_asked: Instant::now(),
         node_watched: false,
         node_read: None,
         config: None,
@@ -60,60 +64,96 @@ impl Daemon {
     pub(super) async fn connect(&mut self) {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
-        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
         let node = self
             .until("read the node", |client, settings| {
                 read_node(client, settings.node_name.clone())
             })
             .await;
         self.node_read = Some(Instant::now());
-        self.shared.update(|store| store.node(&node, name_only));
+        self.shared.update(|store| store.node(&node));
         self.mode = self
             .until("ask for the permissions", |client, _| async move {
                 api::mode(&client).await
             })
             .await;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
-        let hostname = node
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(crate::names::HOSTNAME_LABEL))
-            .cloned();
-        let (client, shared, settings) = (self.client.clone(), self.shared.clone(), &self.settings);
+        let (client, shared) = (self.client.clone(), self.shared.clone());
         tokio::spawn(watch::storage_classes(client.clone(), shared.clone()));
-        if allowed(&client, "watch", "", "nodes", None).await {
-            self.node_watched = true;
+        self.node_watched = self
+            .until("ask for the permissions", |client, _| async move {
+                api::may_watch(&Api::<Node>::all(client), "", "nodes", None).await
+            })
+            .await;
+        if self.node_watched {
             tokio::spawn(watch::node(
                 client.clone(),
                 shared.clone(),
-                settings.node_name.clone(),
-                name_only,
+                self.settings.node_name.clone(),
             ));
         }
-        if allowed(&client, "list", "batch", "jobs", Some(&settings.namespace)).await
-            && allowed(&client, "watch", "batch", "jobs", Some(&settings.namespace)).await
-        {
-            tokio::spawn(watch::jobs(client.clone(), shared.clone(), settings.namespace.clone()));
+        let jobs = self
+            .until("ask for the permissions", |client, settings| {
+                let namespace = settings.namespace.clone();
+                async move {
+                    let jobs: Api<Job> = Api::namespaced(client, &namespace);
+                    api::may_watch(&jobs, "batch", "jobs", Some(&namespace)).await
+                }
+            })
+            .await;
+        if jobs {
+            tokio::spawn(watch::jobs(client, shared, self.settings.namespace.clone()));
         } else {
             shared.update(|store| store.jobs(std::iter::empty()));
         }
-        tokio::spawn(watch::unlabelled_volumes(
-            client,
-            shared,
-            self.mode,
-            settings.node_name.clone(),
-        ));
-        self.watch_pvs(hostname.unwrap_or_default());
+    }
+
+    /// Watches the PVs of the node's hostname label as it is now, and whether PVs are named by the node's name only.
+    pub(super) fn follow_identity(&mut self) {
+        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
+        let hostname = {
+            let mut store = self.shared.store();
+            store.node_name_only(name_only);
+            store.ownership().map(|ownership| ownership.hostname.clone())
+        };
+        match hostname {
+            Some(hostname) if self.watched_hostname.as_ref() != Some(&hostname) => {
+                self.shared.store().pvs_unknown();
+                self.watch_pvs(hostname);
+            }
+            Some(_) => {}
+            // What cannot be watched is asked for as long as its label is missing.
+            None if !self.node_watched => self.read_node(),
+            None => {}
+        }
     }
 
     /// Starts the watch of PVs that fits the permissions.
     pub(super) fn watch_pvs(&mut self, hostname: String) {
-        if let Some(former) = self.watch_of_pvs.take() {
+        for former in std::mem::take(&mut self.watches_of_pvs) {
             former.abort();
         }
-        let watch = watch::persistent_volumes(self.client.clone(), self.shared.clone(), self.mode, hostname);
-        self.watch_of_pvs = Some(tokio::spawn(watch));
+        let (client, shared) = (self.client.clone(), self.shared.clone());
+        let unlabelled = watch::unlabelled_volumes(
+            client.clone(),
+            shared.clone(),
+            self.mode,
+            self.settings.node_name.clone(),
+        );
+        let watch = watch::persistent_volumes(client, shared, self.mode, hostname.clone());
+        self.watches_of_pvs = vec![tokio::spawn(unlabelled), tokio::spawn(watch)];
+        self.watched_hostname = Some(hostname);
+    }
+
+    /// Reads again, every discovery period, what stands in our way and is not seen by the watch.
+    pub(super) fn doubt_unwatched(&mut self) {
+        if self.mode != Mode::Patch || self.unwatched_read.elapsed() < self.settings.limits.discovery_period {
+            return;
+        }
+        self.unwatched_read = Instant::now();
+        let mut store = self.shared.store();
+        for name in store.unwatched() {
+            store.doubt(&name);
+        }
     }
 
     /// Tries a call until the API server answers it.
@@ -143,11 +183,4 @@ impl Daemon {
 /// Reads the own Node.
 pub(super) async fn read_node(client: Client, name: String) -> Result<Node, WriteError> {
     Ok(Api::<Node>::all(client).get(&name).await?)
-}
-
-/// Whether something is permitted; where that cannot be asked, it is taken not to be.
-async fn allowed(client: &Client, verb: &str, group: &str, resource: &str, namespace: Option<&str>) -> bool {
-    api::may(client, verb, group, resource, namespace)
-        .await
-        .unwrap_or(false)
 }
