@@ -4,12 +4,14 @@ mod settle;
 mod start;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -100,6 +102,16 @@ pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Outpu
     ended
 }
 
+/// Listens. Where the machine has no IPv6, "every address" is every one of IPv4.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
 /// Serves HTTP for ever, or nothing for ever where no address is given.
 async fn serve(
     settings: &Settings,
@@ -109,7 +121,7 @@ async fn serve(
     let listener = match settings.listen_address {
         None => None,
         Some(address) => Some(
-            tokio::net::TcpListener::bind(address)
+            listen(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} (--listen-address)"))?,
         ),
