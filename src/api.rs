@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::client::ClientBuilder;
@@ -12,7 +13,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tower::timeout::TimeoutLayer;
 
-use crate::cluster::Mode;
+use crate::cluster::{CleaningJob, Mode};
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
@@ -32,6 +33,19 @@ pub async fn connect() -> anyhow::Result<Client> {
     } else {
         Config::incluster().context("KUBECONFIG is not set, and this is no Pod with a service account")?
     };
+    client(config)
+}
+
+/// Connects by this kubeconfig.
+///
+/// # Errors
+/// It cannot be read or used.
+pub async fn connect_by(kubeconfig: &std::path::Path) -> anyhow::Result<Client> {
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
     client(config)
 }
 
@@ -155,6 +169,35 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
         ..Default::default()
     };
     Ok(api.delete(&pv.name, &params).await?.left())
+}
+
+/// Creates a cleaning Job.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn create_job(client: &Client, job: &Job) -> Result<(), WriteError> {
+    let namespace = job.metadata.namespace.as_deref().unwrap_or("default");
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    api.create(&PostParams::default(), job).await?;
+    Ok(())
+}
+
+/// Deletes a cleaning Job in the foreground (its pods first), if it is still the one and as it was.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn delete_job(client: &Client, namespace: &str, job: &CleaningJob) -> Result<(), WriteError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let preconditions = Preconditions {
+        uid: Some(job.uid.clone()),
+        resource_version: Some(job.resource_version.clone()),
+    };
+    let params = DeleteParams {
+        preconditions: Some(preconditions),
+        ..DeleteParams::foreground()
+    };
+    api.delete(&job.name, &params).await?;
+    Ok(())
 }
 
 /// Finds out whether PersistentVolumes may be patched: by asking, or where asking is refused, by trying with a PV that

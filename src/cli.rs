@@ -3,6 +3,7 @@
 mod classic;
 mod dry_run;
 mod table;
+mod uninstall;
 mod validate;
 
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ enum Command {
     Plan(dry_run::PlanArgs),
     /// Check a ConfigMap manifest or a configuration directory, without a cluster
     Validate(validate::ValidateArgs),
+    /// Remove our finalizer from the PVs of a cluster, before or after the provisioner is removed
+    Uninstall(uninstall::UninstallArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -67,6 +70,9 @@ struct RunArgs {
     /// Scrub this many volumes at once
     #[arg(long, default_value_t = 4, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     scrub_concurrency: u16,
+    /// Quarantine a volume whose scrub has failed so many times in a row
+    #[arg(long, default_value_t = 10, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    scrub_retries: u32,
     /// Take a disk for unresponsive when a system call on it takes this long
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration)]
     syscall_timeout: Duration,
@@ -105,6 +111,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run(&args),
         Some(Command::Plan(args)) => dry_run::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
+        Some(Command::Uninstall(args)) => uninstall::run(&args),
         Some(Command::Completions { shell }) => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "local-volume-provisioner", &mut std::io::stdout());
@@ -165,6 +172,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     Ok(Settings {
         node_name,
         namespace,
+        job_image: variable("JOB_CONTAINER_IMAGE"),
         config_dir: args.config_dir.clone(),
         listen_address: address(&args.listen_address)?,
         metrics_path: args.metrics_path.clone(),
@@ -172,6 +180,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             grace_period: args.grace_period,
             discovery_period: args.discovery_period,
             scrub_concurrency: usize::from(args.scrub_concurrency),
+            scrub_retries: args.scrub_retries,
         },
         scan: ScanSettings {
             syscall_timeout: args.syscall_timeout,

@@ -29,8 +29,8 @@ pub struct Cluster {
     pub storage_classes: BTreeMap<String, StorageClass>,
     /// The own Node.
     pub node: Option<Node>,
-    /// PVs (by name) that a cleaning Job is at work for, and the Job's name.
-    pub jobs: BTreeMap<String, String>,
+    /// The cleaning Jobs.
+    pub jobs: Jobs,
     /// Names of PVs that exist and belong to another node, path or class.
     pub names_taken: BTreeSet<String>,
 }
@@ -82,25 +82,126 @@ impl From<&storage::StorageClass> for StorageClass {
     }
 }
 
-/// The PV that a cleaning Job is for, if it is one of ours and has not ended. "Ended" is Complete or Failed with no
-/// active pod; a Job that is being deleted in the foreground keeps its status, so the object may outlive its work.
+/// What is used of a cleaning Job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CleaningJob {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// Label `pvuuid`: the UID of the PV that it cleans for.
+    pub pv_uid: String,
+    /// UID of the claim that the PV was released from; none on a Job of the classic program.
+    pub claim_uid: Option<String>,
+    /// The hostname that it is tied to.
+    pub hostname: Option<String>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// How far it is.
+    pub progress: JobProgress,
+    /// From its start to its completion.
+    pub took: Option<std::time::Duration>,
+}
+
+/// How far a Job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobProgress {
+    /// Not ended, or a pod of it is active.
+    AtWork,
+    /// Complete.
+    Succeeded,
+    /// Failed, with the reason.
+    Failed(String),
+}
+
+/// Reads a Job as a cleaning Job: the name of its PV, and what is used of it. A Job has ended when it is Complete or
+/// Failed and no pod is active; one that is deleted in the foreground keeps its status, so the object may outlive its
+/// work.
 #[must_use]
-pub fn job_at_work(job: &Job) -> Option<(String, String)> {
-    let name = job.metadata.name.clone()?;
-    let labels = job.metadata.labels.as_ref();
-    let pv = labels
-        .and_then(|labels| labels.get("pv").cloned())
-        .or_else(|| name.strip_prefix("cleanup-").map(str::to_owned))?;
-    let status = job.status.as_ref();
-    let active = status.and_then(|status| status.active).unwrap_or(0) > 0;
-    let ended = status
-        .and_then(|status| status.conditions.as_ref())
-        .is_some_and(|conditions| {
-            conditions.iter().any(|condition| {
-                (condition.type_ == "Complete" || condition.type_ == "Failed") && condition.status == "True"
-            })
-        });
-    (active || !ended).then_some((pv, name))
+pub fn cleaning_job(job: &Job) -> Option<(String, CleaningJob)> {
+    let meta = &job.metadata;
+    let name = meta.name.clone()?;
+    let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key).cloned());
+    let pv = label("pv").or_else(|| name.strip_prefix("cleanup-").map(str::to_owned))?;
+    let pod = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let job = CleaningJob {
+        name,
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+        pv_uid: label("pvuuid").unwrap_or_default(),
+        claim_uid: meta
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(crate::job::CLAIM_UID).cloned()),
+        hostname: pod.and_then(|pod| pod.node_selector.as_ref()?.get(names::HOSTNAME_LABEL).cloned()),
+        deleting: meta.deletion_timestamp.is_some(),
+        progress: job_progress(job),
+        took: job_took(job),
+    };
+    Some((pv, job))
+}
+
+fn job_progress(job: &Job) -> JobProgress {
+    let Some(status) = &job.status else {
+        return JobProgress::AtWork;
+    };
+    if status.active.unwrap_or(0) > 0 {
+        return JobProgress::AtWork;
+    }
+    let mut conditions = status
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|condition| condition.status == "True");
+    conditions
+        .find_map(|condition| match condition.type_.as_str() {
+            "Complete" => Some(JobProgress::Succeeded),
+            "Failed" => Some(JobProgress::Failed(condition.message.clone().unwrap_or_default())),
+            _ => None,
+        })
+        .unwrap_or(JobProgress::AtWork)
+}
+
+fn job_took(job: &Job) -> Option<std::time::Duration> {
+    let status = job.status.as_ref()?;
+    let (start, end) = (status.start_time.as_ref()?.0, status.completion_time.as_ref()?.0);
+    end.duration_since(start).try_into().ok()
+}
+
+/// The cleaning Jobs, as far as they can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jobs {
+    /// Not permitted: there are none then, as far as holding goes, and none can be made.
+    Unreadable,
+    /// By the name of their PV.
+    Read(BTreeMap<String, CleaningJob>),
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self::Read(BTreeMap::new())
+    }
+}
+
+impl Jobs {
+    /// The Job of a PV.
+    #[must_use]
+    pub fn of(&self, pv: &str) -> Option<&CleaningJob> {
+        match self {
+            Self::Unreadable => None,
+            Self::Read(jobs) => jobs.get(pv),
+        }
+    }
+
+    /// The name of the Job that is at work for a PV, whatever release it is for.
+    #[must_use]
+    pub fn at_work(&self, pv: &str) -> Option<&str> {
+        self.of(pv)
+            .filter(|job| job.progress == JobProgress::AtWork)
+            .map(|job| job.name.as_str())
+    }
 }
 
 /// `status.phase` of a PV.
@@ -186,7 +287,7 @@ pub struct Pv {
 }
 
 /// The annotations that are kept of a PV.
-const KEPT_ANNOTATIONS: [&str; 9] = [
+const KEPT_ANNOTATIONS: [&str; 10] = [
     names::PROVISIONED_BY,
     names::BOUND_BY_CONTROLLER,
     names::VOLUME_ID,
@@ -196,6 +297,7 @@ const KEPT_ANNOTATIONS: [&str; 9] = [
     names::CLASS_DIRECTORY,
     names::RESOLVE,
     names::RETAINED,
+    names::LEAVING,
 ];
 
 /// A PV whose phase changed last within this time of its creation has never been bound: the first change is to
@@ -213,6 +315,12 @@ impl Pv {
     #[must_use]
     pub fn has_our_finalizer(&self) -> bool {
         self.finalizers.iter().any(|finalizer| finalizer == names::FINALIZER)
+    }
+
+    /// Whether `uninstall` has taken it out of our hands: it is treated as without permission to patch.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.annotations.contains_key(names::LEAVING)
     }
 
     /// Whether Kubernetes still protects it.

@@ -141,7 +141,8 @@ impl VolumeId {
     /// of something or something else altogether; these differ from the rule:
     ///
     /// * `boot` is not compared, it says which of the other parts can be.
-    /// * `diskseq` counts attachments since the machine started: compared if both ids are of the same boot.
+    /// * `diskseq` counts attachments since the machine started: compared if both ids are of the same boot and the device
+    ///   does not tell by itself which it is (`wwn`, `serial`, `dm`, `md`).
     /// * `handle` says more than `inode` and `btime`: these are compared only where one of the ids has no handle.
     /// * `fsid` is derived from the UUID on ext4: an id noted on a kernel that does not tell the UUID is compared with
     ///   one that has it by deriving it.
@@ -236,10 +237,17 @@ impl Pair<'_> {
         self.both(part::BOOT).is_some_and(|(noted, now)| noted == now)
     }
 
+    /// Whether the device tells by itself which it is: a disk that was unplugged and plugged in again is the same.
+    fn hardware_agrees(&self) -> bool {
+        let told = [part::WWN, part::SERIAL, part::DM, part::MD];
+        told.iter()
+            .any(|key| self.both(key).is_some_and(|(noted, now)| noted == now))
+    }
+
     fn agree(&self, key: &str) -> bool {
         match key {
             part::BOOT => true,
-            part::DISKSEQ => !self.same_boot() || self.equal_if_both(key),
+            part::DISKSEQ => !self.same_boot() || self.hardware_agrees() || self.equal_if_both(key),
             part::UUID | part::FSID => self.fsid_by_uuid().unwrap_or_else(|| self.equal(key)),
             part::HANDLE => self.equal_if_both(key) && self.same_directory_known(),
             part::INODE | part::BTIME => self.both(part::HANDLE).is_some() || self.equal(key),

@@ -13,6 +13,7 @@ pub mod devices;
 pub mod events;
 pub mod http;
 pub mod identity;
+pub mod job;
 pub mod lock;
 pub mod memory;
 pub mod metrics;

@@ -101,7 +101,7 @@ pub struct Scrub {
 #[derive(Debug, Clone)]
 pub enum ScrubState {
     /// Running now.
-    Running(crate::scrub::progress::Progress),
+    Running,
     /// The volume is clean since then.
     Clean {
         /// When.
@@ -156,7 +156,7 @@ impl Memory {
         self.released_since
             .retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
-            matches!(scrub.state, ScrubState::Running(_)) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
+            matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
         self.forget_clean();
         self.retries.retain(|_, retry| retry.due + FORGET > now);
@@ -191,7 +191,7 @@ impl Memory {
     /// A scrub counts only for the release that it was made for.
     fn forget_outdated_scrub(&mut self, pv: &Pv) {
         let Some(scrub) = self.scrubs.get(&pv.uid) else { return };
-        if matches!(scrub.state, ScrubState::Running(_)) {
+        if matches!(scrub.state, ScrubState::Running) {
             return; // The planner aborts it.
         }
         let other_release = scrub.claim_uid.as_deref() != pv.claim_uid();

@@ -10,7 +10,7 @@ use crate::capacity;
 use crate::cluster::{Cluster, Owner, Ownership};
 use crate::config::VolumeMode;
 use crate::memory::{Memory, ScrubState};
-use crate::plan::{Plan, ScrubKind, State};
+use crate::plan::{Plan, State};
 
 /// Every metric of the node daemon.
 pub struct Metrics {
@@ -168,25 +168,21 @@ impl Metrics {
         }
     }
 
-    /// A scrub in the process has ended well.
-    pub fn scrubbed(&self, mode: VolumeMode, kind: ScrubKind, capacity: &str, took: Duration) {
-        let command = match kind {
-            ScrubKind::Filesystem => "fsclean",
-            ScrubKind::Zero => "zero",
-        };
+    /// A scrub has ended well. `command` is the cleaner as a closed set of words: a method's name, or `command`.
+    pub fn scrubbed(&self, mode: VolumeMode, by: By, command: &str, capacity: &str, took: Duration) {
         let bucket = capacity_bucket(capacity::parse(capacity).unwrap_or(0));
         self.delete_total
-            .with_label_values(&[mode_label(mode), "process"])
+            .with_label_values(&[mode_label(mode), by.label()])
             .inc();
         self.delete_seconds
-            .with_label_values(&[mode_label(mode), "process", &bucket, command])
+            .with_label_values(&[mode_label(mode), by.label(), &bucket, command])
             .observe(took.as_secs_f64());
     }
 
-    /// A scrub in the process has failed.
-    pub fn scrub_failed(&self, mode: VolumeMode) {
+    /// A scrub has failed.
+    pub fn scrub_failed(&self, mode: VolumeMode, by: By) {
         self.delete_failed
-            .with_label_values(&[mode_label(mode), "process"])
+            .with_label_values(&[mode_label(mode), by.label()])
             .inc();
     }
 
@@ -210,7 +206,7 @@ impl Metrics {
         let count = |wanted: fn(&ScrubState) -> bool| {
             i64::try_from(memory.scrubs.values().filter(|scrub| wanted(&scrub.state)).count()).unwrap_or(i64::MAX)
         };
-        self.running.set(count(|state| matches!(state, ScrubState::Running(_))));
+        self.running.set(count(|state| matches!(state, ScrubState::Running)));
         self.succeeded
             .set(count(|state| matches!(state, ScrubState::Clean { .. })));
         self.failed
@@ -224,6 +220,24 @@ impl Metrics {
             if let State::Held(held) = &volume.state {
                 self.held.with_label_values(&[held.slug()]).inc();
             }
+        }
+    }
+}
+
+/// What scrubbed a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// This process.
+    Process,
+    /// A Job.
+    Job,
+}
+
+impl By {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Job => "job",
         }
     }
 }

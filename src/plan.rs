@@ -4,6 +4,7 @@
 //! all use it; there is no second implementation of any decision.
 
 mod entry;
+mod job;
 mod release;
 mod storage;
 mod upkeep;
@@ -12,15 +13,16 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
 
-use crate::cluster::{ClaimRef, Cluster, Mode, Node, Owner, Ownership, Pv, Use};
-use crate::config::Config;
+use crate::cluster::{ClaimRef, CleaningJob, Cluster, Mode, Node, Owner, Ownership, Pv, Use};
+use crate::config::{Cleaner, Config};
 use crate::identity::VolumeId;
 use crate::memory::{Memory, ScrubState};
 use crate::observed::{Directory, DirectoryKey, Entry, Observed};
@@ -36,6 +38,8 @@ pub struct Inputs<'a> {
     pub limits: Limits,
     /// What may be done with PVs.
     pub mode: Mode,
+    /// What cleaning Jobs are made with.
+    pub jobs: JobSettings<'a>,
     /// The own Node.
     pub node: &'a Node,
     /// Tells own PVs from others.
@@ -46,8 +50,19 @@ pub struct Inputs<'a> {
     pub cluster: &'a Cluster,
     /// What this process remembers.
     pub memory: &'a Memory,
+    /// How far the running scrubs are, by the UID of the PV.
+    pub progress: &'a BTreeMap<String, Snapshot>,
     /// The time, since the process's start.
     pub now: Duration,
+}
+
+/// What cleaning Jobs are made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobSettings<'a> {
+    /// `MY_NAMESPACE`.
+    pub namespace: &'a str,
+    /// `JOB_CONTAINER_IMAGE`.
+    pub image: Option<&'a str>,
 }
 
 /// Periods and bounds.
@@ -59,6 +74,8 @@ pub struct Limits {
     pub discovery_period: Duration,
     /// `--scrub-concurrency`: how many scrubs run at once.
     pub scrub_concurrency: usize,
+    /// `--scrub-retries`: after how many failures in a row a volume is quarantined.
+    pub scrub_retries: u32,
 }
 
 /// What to do, and what every entry is.
@@ -204,6 +221,17 @@ pub enum Action {
     },
     /// Read a claim.
     ReadClaim(ClaimRef),
+    /// Scrub a device in a Job.
+    CreateJob(Box<Job>),
+    /// Delete a cleaning Job, and end its pods first.
+    DeleteJob {
+        /// The PV that it is for.
+        pv: String,
+        /// The Job.
+        job: Box<CleaningJob>,
+        /// Why, for the log.
+        why: String,
+    },
 }
 
 /// A change of a PV, as a merge patch.
@@ -228,12 +256,30 @@ impl PvPatch {
 }
 
 /// How a volume is scrubbed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScrubKind {
     /// The files of a filesystem are removed.
     Filesystem,
-    /// A block device is overwritten with zeros.
-    Zero,
+    /// A block device is wiped in this way.
+    Device(Cleaner),
+}
+
+/// The word for what a Job runs, for metrics: its command is the operator's.
+pub const JOB_COMMAND: &str = "job";
+
+impl ScrubKind {
+    /// The kind as a word of a closed set, for metrics: a command of the operator's own is `command`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Filesystem | Self::Device(Cleaner::Fsclean) => "fsclean",
+            Self::Device(Cleaner::Zero) => "zero",
+            Self::Device(Cleaner::Discard) => "discard",
+            Self::Device(Cleaner::Shred { .. }) => "shred",
+            Self::Device(Cleaner::Quick) => "quick",
+            Self::Device(Cleaner::Command(_)) => "command",
+        }
+    }
 }
 
 /// A scrub to be run.
@@ -293,11 +339,12 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 .memory
                 .scrubs
                 .values()
-                .filter(|scrub| matches!(scrub.state, ScrubState::Running(_)))
+                .filter(|scrub| matches!(scrub.state, ScrubState::Running))
                 .count(),
         ),
         occupied: BTreeMap::new(),
         names: BTreeMap::new(),
+        wanted_jobs: BTreeSet::new(),
     };
     for pv in inputs.cluster.pvs.values() {
         planner.names.insert(pv.name.clone(), pv.path.clone());
@@ -371,6 +418,8 @@ struct Planner<'a> {
     occupied: BTreeMap<PathBuf, Occupant>,
     /// Names of PVs that are taken, and for which path.
     names: BTreeMap<String, Option<PathBuf>>,
+    /// PVs whose Job is waited for or counted.
+    wanted_jobs: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -436,6 +485,7 @@ impl<'a> Planner<'a> {
     }
 
     fn finish(mut self) -> Plan {
+        self.unwanted_jobs();
         self.plan
             .volumes
             .sort_by(|a, b| (&a.directory, &a.entry).cmp(&(&b.directory, &b.entry)));

@@ -169,6 +169,13 @@ pub enum Held {
         /// How many times in a row.
         failures: u32,
     },
+    /// The scrub failed so often that it is not tried again until the operator says so.
+    Quarantined {
+        /// Why it failed last.
+        error: String,
+        /// How many times in a row.
+        failures: u32,
+    },
     /// What must be written on its PV may not be written.
     NotPermitted(String),
 }
@@ -201,6 +208,7 @@ impl Held {
             Self::Unreadable(_) => "unreadable",
             Self::Resting(_) => "resting",
             Self::ScrubFailed { .. } => "scrub-failed",
+            Self::Quarantined { .. } => "quarantined",
             Self::NotPermitted(_) => "not-permitted",
         }
     }
@@ -264,6 +272,10 @@ impl fmt::Display for Held {
                 "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"
             ),
             Self::ScrubFailed { error, .. } => write!(f, "{error}"),
+            Self::Quarantined { error, failures } => write!(
+                f,
+                "quarantined, because its scrub failed {failures} times: {error}; mend the cause and have it tried again with the annotation local-volume-provisioner/resolve=retry"
+            ),
             Self::NotPermitted(what) => write!(f, "not permitted: {what}"),
         }
     }

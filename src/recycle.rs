@@ -11,6 +11,7 @@ use kube::api::Api;
 use tokio::runtime::Handle;
 
 use crate::cluster::{Mode, Phase, Pv};
+use crate::config::Cleaner;
 use crate::devices::{self, DeviceError};
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
@@ -59,9 +60,9 @@ impl Scrubber {
     /// # Errors
     /// [`ScrubError::Held`] where a check says no, and nothing was touched.
     pub fn run(&self) -> Result<Clean, ScrubError> {
-        match self.order.kind {
+        match &self.order.kind {
             ScrubKind::Filesystem => self.filesystem(),
-            ScrubKind::Zero => self.zero(),
+            ScrubKind::Device(cleaner) => self.device(cleaner),
         }
     }
 
@@ -140,7 +141,7 @@ impl Scrubber {
         }
     }
 
-    fn zero(&self) -> Result<Clean, ScrubError> {
+    fn device(&self, cleaner: &Cleaner) -> Result<Clean, ScrubError> {
         let path = self.order.directory.mount_dir.join(&self.order.entry);
         let device = devices::claim_exclusive(&path).map_err(|error| match error {
             DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
@@ -166,13 +167,20 @@ impl Scrubber {
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
-        block::zero(
-            &device.file,
-            facts.capacity_bytes,
-            &mut check,
-            &self.progress,
-            &self.cancel,
-        )?;
+        match cleaner {
+            Cleaner::Zero => block::zero(
+                &device.file,
+                facts.capacity_bytes,
+                &mut check,
+                &self.progress,
+                &self.cancel,
+            )?,
+            other => {
+                return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
+                    "{other} is not available"
+                ))));
+            }
+        }
         Ok(Clean {
             entries_removed: 0,
             stamp: None,
@@ -203,8 +211,8 @@ impl Scrubber {
             return Err(changed("its claimRef"));
         }
         let returning = match self.mode {
-            Mode::Patch => pv.deleting && pv.phase != Phase::Bound && !pv.is_protected(),
-            Mode::Classic => pv.phase == Phase::Released,
+            Mode::Patch if !pv.is_leaving() => pv.deleting && pv.phase != Phase::Bound && !pv.is_protected(),
+            _ => pv.phase == Phase::Released,
         };
         if !returning {
             return Err(changed("it is not released any more"));

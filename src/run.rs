@@ -1,9 +1,10 @@
 //! The daemon: wakes, passes, and what comes of them. One pass at a time.
 
+mod jobs;
 mod settle;
 mod start;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,9 +26,9 @@ use crate::lock::Locks;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
-use crate::plan::{self, Action, Inputs, Plan};
+use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::Scanner;
-use crate::scrub::progress::Cancel;
+use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::wakes::{Directories, MountTables};
 use crate::watch::Shared;
@@ -42,6 +43,7 @@ struct Eyes {
     scanner: Scanner,
     locks: Locks,
     directories: Directories,
+    config_read: Option<Instant>,
 }
 
 /// What a look at the node has shown.
@@ -77,10 +79,11 @@ struct Daemon {
     told: Told,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
-    cancels: std::collections::BTreeMap<String, Cancel>,
+    /// The running scrubs, by the UID of the PV.
+    running: BTreeMap<String, (Progress, Cancel)>,
     directories_read: BTreeSet<PathBuf>,
     gaps: u64,
-    states: std::collections::BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
+    states: BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
 }
 
 /// Runs the daemon until `shutdown`.
@@ -221,15 +224,25 @@ impl Daemon {
         }
         let endings = store.take_endings();
         self.memory.note(&endings, store.cluster(), ownership, now);
+        let progress = self
+            .running
+            .iter()
+            .map(|(uid, (progress, _))| (uid.clone(), progress.snapshot()))
+            .collect();
         let inputs = |memory| Inputs {
             config,
             limits: self.settings.limits,
             mode: self.mode,
+            jobs: JobSettings {
+                namespace: &self.settings.namespace,
+                image: self.settings.job_image.as_deref(),
+            },
             node,
             ownership,
             observed,
             cluster: store.cluster(),
             memory,
+            progress: &progress,
             now,
         };
         let plan = plan::plan(&inputs(&self.memory));
@@ -249,8 +262,9 @@ impl Daemon {
         };
         let configured: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
         let config_dir = self.settings.config_dir.clone();
+        let period = self.settings.limits.discovery_period;
         let (eyes, look) = tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &configured, &published, &config_dir);
+            let look = look(&mut eyes, &keys, &configured, &published, &config_dir, period);
             (eyes, look)
         })
         .await
@@ -336,7 +350,7 @@ impl Daemon {
 
     /// Logs each volume's state when it changes.
     fn log_changes(&mut self, plan: &Plan) {
-        let mut states = std::collections::BTreeMap::new();
+        let mut states = BTreeMap::new();
         for volume in &plan.volumes {
             // Progress is no change of state.
             let reason = match &volume.state {
@@ -363,7 +377,7 @@ impl Daemon {
 
     /// Ends what runs: scrubs stop between two entries or chunks, and are started anew by the next process.
     async fn stop(&mut self) {
-        for cancel in self.cancels.values() {
+        for (_, cancel) in self.running.values() {
             cancel.cancel();
         }
         for watch in std::mem::take(&mut self.watches_of_pvs) {
@@ -385,11 +399,14 @@ fn look(
     configured: &BTreeSet<DirectoryKey>,
     published: &BTreeSet<PathBuf>,
     config_dir: &std::path::Path,
+    discovery_period: Duration,
 ) -> Look {
-    let config = eyes
-        .directories
-        .take_config_changed()
-        .then(|| config::load_directory(config_dir));
+    // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
+    let overdue = eyes.config_read.is_none_or(|read| read.elapsed() >= discovery_period);
+    let config = (eyes.directories.take_config_changed() || overdue).then(|| {
+        eyes.config_read = Some(Instant::now());
+        config::load_directory(config_dir)
+    });
     eyes.directories.forget_missing();
     eyes.directories
         .follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));
@@ -425,12 +442,14 @@ impl Daemon {
             Action::Delete { pv, lets_go, why } => self.delete(pv, lets_go, why),
             Action::Scrub(order) => self.scrub(*order),
             Action::AbortScrub { uid, why } => {
-                if let Some(cancel) = self.cancels.get(&uid) {
+                if let Some((_, cancel)) = self.running.get(&uid) {
                     warn!(%uid, %why, "scrub aborted");
                     cancel.cancel();
                 }
             }
             Action::ReadClaim(claim) => self.read_claim(claim),
+            Action::CreateJob(job) => self.create_job(*job),
+            Action::DeleteJob { pv, job, why } => self.delete_job(pv, *job, &why),
         }
     }
 }

@@ -13,6 +13,8 @@ pub struct Settings {
     pub node_name: String,
     /// `MY_NAMESPACE`: of the cleaning Jobs.
     pub namespace: String,
+    /// `JOB_CONTAINER_IMAGE`: of the cleaning Jobs.
+    pub job_image: Option<String>,
     /// `--config-dir`.
     pub config_dir: PathBuf,
     /// `--listen-address`; `None`: no HTTP endpoints.

@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{Cluster, Node, Owner, Ownership, Pv, job_at_work};
+use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, cleaning_job};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -286,7 +286,13 @@ impl Store {
     /// The cleaning Jobs, all of them.
     pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         self.jobs_listed = true;
-        self.cluster.jobs = jobs.filter_map(job_at_work).collect();
+        self.cluster.jobs = Jobs::Read(jobs.filter_map(cleaning_job).collect());
+    }
+
+    /// Jobs may not be read.
+    pub fn jobs_unreadable(&mut self) {
+        self.jobs_listed = true;
+        self.cluster.jobs = Jobs::Unreadable;
     }
 
     /// Whether a directory is the parent of a known PV's path.

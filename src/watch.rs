@@ -233,7 +233,10 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) {
     let mut jobs = Whole::new();
     let prune = |job: &mut Job| {
         job.metadata.managed_fields = None;
-        job.spec = None;
+        if let Some(pod) = job.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+            pod.containers.clear();
+            pod.volumes = None;
+        }
     };
     let stream = || watcher(api.clone(), config().labels("pv")).map_ok(move |event| event.modify(prune));
     keep("jobs", stream, |event| {

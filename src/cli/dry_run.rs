@@ -1,6 +1,6 @@
 //! `plan`: what the daemon would make of this machine's directories, by the same decisions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::memory::Memory;
 use crate::name_pattern::NamePattern;
 use crate::names;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
-use crate::plan::{self, Action, Inputs, Limits, Plan, State};
+use crate::plan::{self, Action, Inputs, JobSettings, Limits, Plan, State};
 use crate::scan::{ScanSettings, Scanner};
 use crate::store::Store;
 
@@ -97,13 +97,20 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
             grace_period: Duration::from_secs(60),
             discovery_period: Duration::from_secs(10),
             scrub_concurrency: usize::MAX,
+            scrub_retries: u32::MAX,
         },
         mode: side.mode,
+        // Without a look at Jobs none is made.
+        jobs: JobSettings {
+            namespace: "default",
+            image: None,
+        },
         node: &side.node,
         ownership: &side.ownership,
         observed: &observed,
         cluster: side.store.cluster(),
         memory: &Memory::default(),
+        progress: &BTreeMap::new(),
         now: Duration::ZERO,
     });
     let readable = match args.output {
@@ -196,12 +203,7 @@ fn assume(node_name: &str, config: &Config) -> Side {
 }
 
 async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Result<Side> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
-    let settings = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
-    let client = crate::api::client(settings)?;
+    let client = crate::api::connect_by(kubeconfig).await?;
     let mut store = Store::default();
     let node = Api::<NodeObject>::all(client.clone())
         .get(node_name)
@@ -339,6 +341,8 @@ fn print_actions(plan: &Plan) {
                 );
             }
             Action::ReadClaim(claim) => println!("  read claim {claim}"),
+            Action::CreateJob(job) => println!("  create Job {}", job.name_any()),
+            Action::DeleteJob { job, why, .. } => println!("  delete Job {}: {why}", job.name),
             Action::AbortScrub { .. } => {}
         }
     }

@@ -118,8 +118,15 @@ fn the_same_storage_and_other_storage() {
         // Disks.
         ("device wwn=a boot=1 diskseq=3", "device wwn=a boot=1 diskseq=3", Same),
         (
+            // Plugged in again.
             "device wwn=a boot=1 diskseq=3",
             "device wwn=a boot=1 diskseq=4",
+            Same,
+        ),
+        (
+            // Only the slot is known.
+            "device bus=a boot=1 diskseq=3",
+            "device bus=a boot=1 diskseq=4",
             Different,
         ),
         ("device wwn=a boot=1 diskseq=3", "device wwn=a boot=2 diskseq=4", Same),

@@ -124,8 +124,8 @@ impl<'a> Planner<'a> {
         if self.names.contains_key(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
             return Some(State::Held(Held::ForeignPv(pv_name.to_owned())));
         }
-        if let Some(job) = self.i.cluster.jobs.get(pv_name) {
-            return Some(State::Held(Held::JobRunning(job.clone())));
+        if let Some(job) = self.i.cluster.jobs.at_work(pv_name) {
+            return Some(State::Held(Held::JobRunning(job.to_owned())));
         }
         self.pod_mount(pv_name, &entry.kind)
             .map(|user| State::Ignored(Ignored::InUse(user)))

@@ -12,6 +12,12 @@ use super::storage::{Match, not_a_volume};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
 
+/// What a scrub is of.
+pub(super) enum Medium {
+    Filesystem,
+    Device,
+}
+
 /// What the operator said about what a volume holds.
 enum Word {
     Scrub,
@@ -36,7 +42,7 @@ impl Planner<'_> {
             }
         }
         match self.i.mode {
-            Mode::Patch => {
+            Mode::Patch if !pv.is_leaving() => {
                 let patch = self.upkeep(pv, None, Use::Used);
                 if patch.finalizers.is_some() || !patch.is_empty() {
                     // First: the finalizer is what makes a terminating PV wait for its scrub.
@@ -46,7 +52,7 @@ impl Planner<'_> {
                 }
                 State::Released
             }
-            Mode::Classic => self.clean_up(pv, key, sight, |planner, pv| planner.delete(pv, true, "scrubbed")),
+            _ => self.clean_up(pv, key, sight, |planner, pv| planner.delete(pv, true, "scrubbed")),
         }
     }
 
@@ -181,7 +187,7 @@ impl Planner<'_> {
         let scrub = self.i.memory.scrubs.get(&pv.uid);
         match scrub {
             Some(Scrub {
-                state: ScrubState::Running(progress),
+                state: ScrubState::Running,
                 claim_uid,
                 ..
             }) => {
@@ -191,13 +197,23 @@ impl Planner<'_> {
                         why: "the claimRef of its PV changed".into(),
                     });
                 }
-                return State::Scrubbing(Some(progress.snapshot()));
+                return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
             }
             Some(Scrub {
                 state: ScrubState::Clean { at, settled, .. },
                 ..
             }) => {
                 return self.clean(pv, gone, key, sight, *at, *settled, then);
+            }
+            Some(Scrub {
+                state: ScrubState::Failed { error, .. },
+                failures,
+                ..
+            }) if *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
+                return State::Held(Held::Quarantined {
+                    error: error.clone(),
+                    failures: *failures,
+                });
             }
             Some(Scrub {
                 state: ScrubState::Failed { due, error },
@@ -219,14 +235,34 @@ impl Planner<'_> {
             }
             _ => {}
         }
+        if self.i.config.use_job_for_cleaning
+            && matches!(sight, Sight::Entry(entry) if matches!(entry.kind, EntryKind::Device(_)))
+        {
+            return self.job_step(pv, key, sight, then);
+        }
         match self.may_scrub(pv, sight) {
             Err(held) => State::Held(held),
             Ok(None) => {
                 then(self, pv); // It went with a reboot: there is nothing to scrub.
                 State::Released
             }
-            Ok(Some(kind)) => self.order(pv, gone, key, kind),
+            Ok(Some(medium)) => self.order(pv, gone, key, medium),
         }
+    }
+
+    /// `resolve=retry` ends a quarantine: the word is taken back where that is permitted, and the failures are counted
+    /// anew; where it is not, the scrub is tried as long as the word stands.
+    fn told_to_retry(&mut self, pv: &Pv) -> bool {
+        let told = pv.annotation(names::RESOLVE) == Some("retry");
+        if told && self.i.mode == Mode::Patch {
+            let patch = PvPatch {
+                annotations: [(names::RESOLVE.to_owned(), None)].into(),
+                ..Default::default()
+            };
+            self.patch(pv, patch, false, "the operator has it tried again");
+            return false;
+        }
+        told
     }
 
     /// The scrub has ended well. Where pods' mounts cannot be seen, the volume rests and is looked at once more.
@@ -252,7 +288,7 @@ impl Planner<'_> {
             return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
                 Ok(None) => State::Released,
-                Ok(Some(kind)) => self.order(pv, gone, key, kind),
+                Ok(Some(medium)) => self.order(pv, gone, key, medium),
             };
         }
         // A pod's mount that came up since would write into the next tenant's volume.
@@ -270,9 +306,9 @@ impl Planner<'_> {
     }
 
     /// Whether a released volume may be scrubbed now, and how; `None` if there is nothing to scrub.
-    fn may_scrub(&mut self, pv: &Pv, sight: &Sight<'_>) -> Result<Option<ScrubKind>, Held> {
-        if let Some(job) = self.i.cluster.jobs.get(&pv.name) {
-            return Err(Held::JobRunning(job.clone()));
+    pub(super) fn may_scrub(&mut self, pv: &Pv, sight: &Sight<'_>) -> Result<Option<Medium>, Held> {
+        if let Some(job) = self.i.cluster.jobs.at_work(&pv.name) {
+            return Err(Held::JobRunning(job.to_owned()));
         }
         if let Sight::Unseen(held) = sight {
             return Err(held.clone());
@@ -303,10 +339,10 @@ impl Planner<'_> {
                     ));
                 }
                 self.rested(pv)?;
-                Ok(Some(ScrubKind::Filesystem))
+                Ok(Some(Medium::Filesystem))
             }
             EntryKind::Device(device) if device.read_only => Err(Held::ReadOnly),
-            _ => self.device_cleaner(pv).map(Some),
+            _ => Ok(Some(Medium::Device)),
         }
     }
 
@@ -325,41 +361,51 @@ impl Planner<'_> {
         Err(Held::Resting("scrubbed when pods have had time to end".into()))
     }
 
-    /// The cleaner that a device was published with, if it can be run here.
-    fn device_cleaner(&self, pv: &Pv) -> Result<ScrubKind, Held> {
-        let class = self.i.config.classes.get(&pv.class);
-        let command = match pv.annotation(names::CLEANER) {
-            Some(noted) => serde_json::from_str::<Option<Vec<String>>>(noted).map_err(|error| {
+    /// The command that a device was published with: of its PV, or of its class for a PV of the classic program.
+    pub(super) fn cleaner_command(&self, pv: &Pv) -> Result<Vec<String>, Held> {
+        let noted = pv.annotation(names::CLEANER).map(|noted| {
+            serde_json::from_str::<Vec<String>>(noted).map_err(|error| {
                 Held::CleanerUnavailable(format!("the PV's annotation {} is {noted:?}: {error}", names::CLEANER))
-            })?,
-            None => class.and_then(|class| class.block_cleaner_command.clone()),
-        };
-        if self.i.config.use_job_for_cleaning {
-            return Err(Held::CleanerUnavailable(
-                "useJobForCleaning is set, and this version scrubs devices in the process only; set it to false".into(),
-            ));
-        }
-        let cleaner = command
-            .as_deref()
-            .map_or(Ok(Cleaner::Zero), Cleaner::parse)
-            .map_err(Held::CleanerUnavailable)?;
-        match cleaner {
-            Cleaner::Zero => Ok(ScrubKind::Zero),
+            })
+        });
+        let class = || self.i.config.classes.get(&pv.class)?.block_cleaner_command.clone();
+        Ok(noted
+            .transpose()?
+            .or_else(class)
+            .unwrap_or_else(|| vec!["zero".to_owned()]))
+    }
+
+    /// The cleaner that a device was published with, if it can be run in the process.
+    fn device_cleaner(&self, pv: &Pv) -> Result<ScrubKind, Held> {
+        match Cleaner::parse(&self.cleaner_command(pv)?).map_err(Held::CleanerUnavailable)? {
+            Cleaner::Zero => Ok(ScrubKind::Device(Cleaner::Zero)),
             other => Err(Held::CleanerUnavailable(format!(
                 "blockCleanerCommand {other} is not available in this version; use zero, the default"
             ))),
         }
     }
 
-    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, kind: ScrubKind) -> State {
+    /// The classic event at the start of a wipe.
+    pub(super) fn start_notice(&mut self, pv: &Pv) {
+        if pv.mode == VolumeMode::Block {
+            let message = format!("Starting cleanup of Block PV {:?}, this may take a while", pv.name);
+            self.notice(pv, Severity::Normal, "VolumeDelete", message);
+        }
+    }
+
+    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, medium: Medium) -> State {
+        let kind = match medium {
+            Medium::Filesystem => ScrubKind::Filesystem,
+            Medium::Device => match self.device_cleaner(pv) {
+                Ok(kind) => kind,
+                Err(held) => return State::Held(held),
+            },
+        };
         if self.slots == 0 {
             return State::Released; // The end of another scrub is a wake.
         }
         self.slots -= 1;
-        if kind == ScrubKind::Zero && pv.mode == VolumeMode::Block {
-            let message = format!("Starting cleanup of Block PV {:?}, this may take a while", pv.name);
-            self.notice(pv, Severity::Normal, "VolumeDelete", message);
-        }
+        self.start_notice(pv);
         let expected = pv
             .annotation(names::VOLUME_ID)
             .and_then(|text| text.parse::<VolumeId>().ok());

@@ -17,7 +17,7 @@ impl Planner<'_> {
         if pv.node_label.as_deref() != Some(self.i.ownership.hostname.as_str()) {
             patch.node_label = Some(self.i.ownership.hostname.clone());
         }
-        if !pv.has_our_finalizer() && !pv.deleting {
+        if !pv.has_our_finalizer() && !pv.deleting && !pv.is_leaving() {
             let mut finalizers = pv.finalizers.clone();
             finalizers.push(names::FINALIZER.into());
             patch.finalizers = Some(finalizers);

@@ -8,10 +8,11 @@ use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, start};
 use crate::api::{self, WriteError};
-use crate::cluster::{ClaimRef, Mode, Pv};
+use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
 use crate::events;
 use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, api_backoff, scrub_backoff};
+use crate::metrics::By;
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle::{self, Clean};
 use crate::scrub::ScrubError;
@@ -28,6 +29,8 @@ pub(super) enum Done {
     Patched {
         pv: PvRef,
         lets_go: bool,
+        /// The operator's word `resolve` was taken.
+        resolved: bool,
         result: Result<PersistentVolume, WriteError>,
     },
     Deleted {
@@ -55,11 +58,20 @@ pub(super) enum Done {
         event: Option<(String, i32)>,
     },
     Mode(Result<Mode, WriteError>),
+    MadeJob {
+        pv: String,
+        result: Result<(), WriteError>,
+    },
+    DeletedJob {
+        pv: String,
+        job: Box<CleaningJob>,
+        result: Result<(), WriteError>,
+    },
 }
 
 impl Daemon {
     /// Runs a call of the API for a PV, among a bounded number of others.
-    fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
+    pub(super) fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
         self.memory.in_flight.insert(key.to_owned());
         let writes = Arc::clone(&self.writes);
         self.tasks.spawn(async move {
@@ -107,7 +119,13 @@ impl Daemon {
         let client = self.client.clone();
         self.call(&pv.name.clone(), async move {
             let result = api::patch(&client, &pv, &patch).await;
-            Done::Patched { pv, lets_go, result }
+            let resolved = patch.annotations.get(crate::names::RESOLVE) == Some(&None);
+            Done::Patched {
+                pv,
+                lets_go,
+                resolved,
+                result,
+            }
         });
     }
 
@@ -171,7 +189,7 @@ impl Daemon {
         });
         let unit = match order.kind {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
-            crate::plan::ScrubKind::Zero => Unit::Bytes,
+            crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
         let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
         let scrub = Scrub {
@@ -179,10 +197,11 @@ impl Daemon {
             noted_id: order.expected.as_ref().map(ToString::to_string),
             failures,
             held_back,
-            state: ScrubState::Running(progress.clone()),
+            state: ScrubState::Running,
         };
         self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
-        self.cancels.insert(order.pv.uid.clone(), cancel.clone());
+        self.running
+            .insert(order.pv.uid.clone(), (progress.clone(), cancel.clone()));
         info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
         let scrubber = recycle::Scrubber {
             client: self.client.clone(),
@@ -242,7 +261,12 @@ impl Daemon {
                 took,
                 since_look,
             } => self.created(&pv, result, took, since_look),
-            Done::Patched { pv, lets_go, result } => self.patched(&pv, lets_go, result),
+            Done::Patched {
+                pv,
+                lets_go,
+                resolved,
+                result,
+            } => self.patched(&pv, lets_go, resolved, result),
             Done::Deleted {
                 pv,
                 lets_go,
@@ -278,6 +302,8 @@ impl Daemon {
                 }
             }
             Done::Mode(result) => self.take_mode(result),
+            Done::MadeJob { pv, result } => self.job_made(&pv, result),
+            Done::DeletedJob { pv, job, result } => self.job_deleted(&pv, &job, result),
         }
     }
 
@@ -306,13 +332,17 @@ impl Daemon {
         }
     }
 
-    fn patched(&mut self, pv: &PvRef, lets_go: bool, result: Result<PersistentVolume, WriteError>) {
+    fn patched(&mut self, pv: &PvRef, lets_go: bool, resolved: bool, result: Result<PersistentVolume, WriteError>) {
         self.memory.in_flight.remove(&pv.name);
         match result {
             Ok(now) => {
                 self.memory.retries.remove(&pv.name);
                 if lets_go {
                     self.memory.let_go.insert(pv.uid.clone(), self.now());
+                }
+                if resolved {
+                    // The operator's word was taken: what failed before does not count any more.
+                    self.memory.scrubs.remove(&pv.uid);
                 }
                 let ended = now.metadata.deletion_timestamp.is_some() && now.finalizers().is_empty();
                 self.shared.update(|store| {
@@ -392,7 +422,7 @@ impl Daemon {
     }
 
     /// A call failed: it is tried again by a pass when it is due.
-    fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
+    pub(super) fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
         let now = self.now();
         let failures = self.memory.write_failed(name, err.to_string(), now);
         if failures == 1 {
@@ -446,7 +476,7 @@ impl Daemon {
 
     fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
-        self.cancels.remove(uid);
+        self.running.remove(uid);
         let mode = self
             .shared
             .store()
@@ -460,7 +490,8 @@ impl Daemon {
         match result {
             Ok(clean) => {
                 info!(pv = %name, ?took, entries = clean.entries_removed, "scrub ended");
-                self.metrics.scrubbed(mode, order.kind, &order.capacity, took);
+                self.metrics
+                    .scrubbed(mode, By::Process, order.kind.word(), &order.capacity, took);
                 scrub.failures = 0;
                 scrub.held_back = 0;
                 scrub.state = ScrubState::Clean {
@@ -489,7 +520,7 @@ impl Daemon {
                 scrub.failures += 1;
                 let error = format!("{err:#}");
                 warn!(pv = %name, failures = scrub.failures, %error, "scrub failed; it is tried again");
-                self.metrics.scrub_failed(mode);
+                self.metrics.scrub_failed(mode, By::Process);
                 scrub.state = ScrubState::Failed {
                     due: now + scrub_backoff(scrub.failures),
                     error,

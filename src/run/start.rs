@@ -11,6 +11,7 @@ use kube::api::Api;
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
+use crate::store::Store;
 use crate::wakes::MountTables;
 use crate::watch;
 
@@ -21,6 +22,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         scanner: Scanner::new(settings.scan.clone()),
         locks: Locks::default(),
         directories: Directories::new(Arc::clone(&shared.wake), &settings.config_dir),
+        config_read: None,
     };
     let tables = [
         settings.scan.own_mountinfo.clone(),
@@ -51,7 +53,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         told: Told::default(),
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
-        cancels: std::collections::BTreeMap::new(),
+        running: std::collections::BTreeMap::new(),
         directories_read: BTreeSet::new(),
         gaps: 0,
         states: std::collections::BTreeMap::new(),
@@ -103,7 +105,7 @@ impl Daemon {
         if jobs {
             tokio::spawn(watch::jobs(client, shared, self.settings.namespace.clone()));
         } else {
-            shared.update(|store| store.jobs(std::iter::empty()));
+            shared.update(Store::jobs_unreadable);
         }
     }
 

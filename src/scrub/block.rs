@@ -155,7 +155,8 @@ pub fn zero(
 
 /// Zeroes the bytes of `range` and flushes the device; nothing is checked before and nothing verified after.
 ///
-/// The start must be a multiple of the logical block. The end may be the end of a device that is not.
+/// The start must be a multiple of the logical block. Of the end whole blocks are wiped: a part of a block at the end of
+/// a device (a 512-byte rest of a device with blocks of 4 KiB) can be neither written nor read through that device.
 ///
 /// # Errors
 ///
@@ -169,17 +170,11 @@ pub fn zero_range(device: &File, range: Range<u64>, progress: &Progress, cancel:
         )));
     }
     let whole_blocks = range.start..(range.end - range.end % block_bytes).max(range.start);
-    let tail = whole_blocks.end..range.end.max(whole_blocks.end);
     let mut zeros = None;
-    wipe(whole_blocks, progress, cancel, &mut |method, chunk| {
+    wipe(whole_blocks.clone(), progress, cancel, &mut |method, chunk| {
         apply(method, device, chunk, &mut zeros)
     })?;
-    if !tail.is_empty() {
-        // Less than a block at the end of the device: only the page cache can write that.
-        write_zeros(device, &tail, &[0; PAGE_BYTES])
-            .with_context(|| format!("cannot write zeros at offset {}", tail.start))?;
-        progress.add(tail.end - tail.start);
-    }
+    progress.add(range.end.saturating_sub(whole_blocks.end));
     rustix::fs::fsync(device).map_err(|error| failed(error, || "cannot flush the device (fsync)".to_owned()))
 }
 

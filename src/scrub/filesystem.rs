@@ -5,6 +5,7 @@
 //! entry and is removed, as the classic provisioner did: fsck makes it again when it needs it.
 
 mod attributes;
+mod level;
 mod open;
 mod removal;
 
@@ -16,7 +17,7 @@ use super::{ScrubError, failed};
 use crate::reason::Held;
 use anyhow::anyhow;
 use open::{DIRECTORY, FileId, Opener};
-use removal::{MAX_PASSES, Removal};
+use removal::Removal;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, RawDir, StatVfsMountFlags, Statx, StatxAttributes};
 use rustix::io::Errno;
@@ -91,6 +92,13 @@ impl MountRoot {
     /// A new open file description of the same directory, which shares no position with the others.
     fn fresh(&self) -> Result<OwnedFd, Errno> {
         rustix::fs::openat(&self.dir, c".", DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    }
+}
+
+impl Drop for MountRoot {
+    /// Closing would unlock too, but not while a child process that is being spawned still has the descriptor.
+    fn drop(&mut self) {
+        rustix::fs::flock(&self.dir, FlockOperation::Unlock).ok();
     }
 }
 
@@ -189,16 +197,9 @@ pub fn filesystem(
     cancel.check()?;
     before_first_unlink()?;
 
-    let mut passes = 0;
-    loop {
+    removal.pass()?;
+    while !is_empty(root)? {
         removal.pass()?;
-        passes += 1;
-        if is_empty(root)? {
-            break;
-        }
-        if passes >= MAX_PASSES {
-            return Err(removal::still_written(&root.path));
-        }
     }
     attributes::clear_locks(root).map_err(failed(
         "clear the immutable or append-only flag (CAP_LINUX_IMMUTABLE; or use chattr -ia) of",

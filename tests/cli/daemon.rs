@@ -170,10 +170,8 @@ fn it_serves_a_volume_s_life_and_its_endpoints() {
                 "apiserver_requests_total{method=\"delete\"} 1",
                 "persistentvolume_delete_duration_seconds_count{capacity=\"500G\",cleanup_command=\"fsclean\",mode=\"Filesystem\",type=\"process\"} 1",
             ] {
-                assert!(
-                    body.contains(&format!("local_volume_provisioner_{line}\n")),
-                    "{line} is not in\n{body}"
-                );
+                let line = format!("local_volume_provisioner_{line}\n");
+                daemon.until("/metrics", |_, body| body.contains(&line));
             }
             assert!(daemon.get("/nowhere", "*/*").unwrap().0.starts_with("HTTP/1.1 404"));
             let signal = if user == "full" {

@@ -100,6 +100,7 @@ impl World {
         let settings = Settings {
             node_name: "node1".into(),
             namespace: "default".into(),
+            job_image: None,
             config_dir: self.dir.path().join("config"),
             listen_address: Some(self.address),
             metrics_path: "/metrics".into(),
@@ -107,6 +108,7 @@ impl World {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 4,
+                scrub_retries: 10,
             },
             scan: ScanSettings {
                 host_mountinfo: task.clone(),

@@ -224,10 +224,7 @@ fn two_volumes_whose_classic_names_are_the_same_are_both_published() {
         }
         let entries = [format!("a{}", node.name), "a".to_owned()];
         let classic = names::classic_pv_name("a", &node.name, &long);
-        ensure!(
-            classic == names::classic_pv_name(&entries[0], &node.name, &short),
-            "{tail}"
-        );
+        ensure!(classic == names::classic_pv_name(&entries[0], &node.name, &short));
         node.start().await?;
         let published = node.exactly(&[&entries[0], "a"]).await?;
         let found: Vec<String> = published.values().map(ResourceExt::name_any).collect();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Runs a test in a mount namespace of its own, in a directory that is an empty tmpfs. Without root, says so.
-pub fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
+pub(crate) fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED: needs root for a mount namespace");
         return;
@@ -38,31 +38,31 @@ pub fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
 }
 
 /// Mounts an empty tmpfs on a directory, which is made.
-pub fn mount_tmpfs(at: &Path) {
+pub(crate) fn mount_tmpfs(at: &Path) {
     std::fs::create_dir_all(at).unwrap();
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("nr_inodes=0")).unwrap();
 }
 
 /// Binds a directory or a file on another.
 #[allow(dead_code)]
-pub fn bind(from: &Path, to: &Path) {
+pub(crate) fn bind(from: &Path, to: &Path) {
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
 }
 
-/// A loop device that this process made; detached when dropped (as soon as it is unmounted).
-pub struct Loop {
-    pub path: PathBuf,
+/// A loop device that this process made; detached when dropped, or, if it is mounted then, once it is not any more.
+pub(crate) struct Loop {
+    pub(crate) path: PathBuf,
 }
 
 impl Loop {
     /// A loop device on a new sparse file of this size.
-    pub fn new(file: &Path, size_bytes: u64, options: &[&str]) -> Self {
+    pub(crate) fn new(file: &Path, size_bytes: u64, options: &[&str]) -> Self {
         File::create(file).unwrap().set_len(size_bytes).unwrap();
         Self::on(file, options)
     }
 
     /// A loop device on a file.
-    pub fn on(file: &Path, options: &[&str]) -> Self {
+    pub(crate) fn on(file: &Path, options: &[&str]) -> Self {
         let mut command = Command::new("losetup");
         command.args(["-f", "--show"]).args(options).arg(file);
         let output = command.output().unwrap();
@@ -72,8 +72,12 @@ impl Loop {
         }
     }
 
+    /// Leaves the detaching to the kernel, as soon as it is unmounted; so nothing is left even when the test is killed.
+    #[allow(dead_code)]
+    pub(crate) fn detach_when_unmounted(self) {}
+
     /// Makes an ext4 filesystem on it and mounts that on a directory, which is made.
-    pub fn mount_ext4(&self, at: &Path, options: &[&str]) {
+    pub(crate) fn mount_ext4(&self, at: &Path, options: &[&str]) {
         run(
             "mkfs.ext4",
             [OsStr::new("-q"), OsStr::new("-F")]
@@ -96,7 +100,7 @@ impl Drop for Loop {
 }
 
 /// Runs a program that must succeed.
-pub fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) {
+pub(crate) fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),

@@ -133,6 +133,9 @@ fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, 
     result
 }
 
+/// A daemon: what stops it, and its end.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<()>>);
+
 /// The node, its directories and its daemon.
 pub struct Node {
     pub plane: &'static Plane,
@@ -142,7 +145,7 @@ pub struct Node {
     pub admin: kube::Client,
     dir: tempfile::TempDir,
     pub settings: std::cell::RefCell<Settings>,
-    daemon: std::cell::RefCell<Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>>,
+    daemon: std::cell::RefCell<Option<Running>>,
 }
 
 impl Node {
@@ -155,6 +158,7 @@ impl Node {
         let settings = Settings {
             node_name: name.clone(),
             namespace: "default".into(),
+            job_image: Some("none".into()),
             config_dir: dir.path().join("config"),
             listen_address: None,
             metrics_path: "/metrics".into(),
@@ -162,6 +166,7 @@ impl Node {
                 grace_period: GRACE,
                 discovery_period: PERIOD,
                 scrub_concurrency: 4,
+                scrub_retries: 10,
             },
             scan: ScanSettings {
                 host_mountinfo: if world.sees_pods {

@@ -3,6 +3,9 @@
 use super::*;
 use crate::scrub::progress::Unit;
 
+/// A chunk that was written, and how.
+type Done = (Method, Range<u64>);
+
 fn os(error: Errno) -> io::Error {
     error.into()
 }
@@ -11,7 +14,7 @@ fn os(error: Errno) -> io::Error {
 fn run(
     range: Range<u64>,
     answer: impl Fn(Method, &Range<u64>) -> Result<(), Errno>,
-) -> (Vec<(Method, Range<u64>)>, Result<(), ScrubError>, u64) {
+) -> (Vec<Done>, Result<(), ScrubError>, u64) {
     let progress = Progress::new(Unit::Bytes, 0);
     let mut done = Vec::new();
     let result = wipe(range, &progress, &Cancel::new(), &mut |method, chunk| {
@@ -24,7 +27,7 @@ fn run(
 }
 
 /// The chunks follow each other without a gap and cover the range.
-fn assert_covers(done: &[(Method, Range<u64>)], range: Range<u64>) {
+fn assert_covers(done: &[Done], range: Range<u64>) {
     let mut at = range.start;
     for (_, chunk) in done {
         assert_eq!(chunk.start, at);

@@ -3,11 +3,9 @@
 use super::{AlignedBuffer, Direct, MIB, PAGE_BYTES, logical_block_bytes};
 use crate::scrub::{ScrubError, failed};
 use anyhow::{Context, anyhow};
-use rustix::fs::Advice;
 use rustix::io::Errno;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::num::NonZeroU64;
 use std::ops::Range;
 
 /// At the start and at the end of the device lie the signatures and tables of nearly everything: partitions, RAID, LVM,
@@ -50,23 +48,11 @@ pub fn verify(device: &File, size_bytes: u64) -> Result<(), ScrubError> {
     };
     #[allow(clippy::cast_possible_truncation)] // 1 MiB
     let mut buffer = AlignedBuffer::new(EDGE_BYTES as usize);
-    let direct = Direct::set(device).context("cannot read past the page cache (O_DIRECT)")?;
+    let _direct = Direct::set(device).context("cannot read past the page cache (O_DIRECT)")?;
     // As large as any device asks for, and a multiple of the logical block.
     let align = block_bytes.max(PAGE_BYTES as u64);
     for sample in samples(whole_blocks, align, &mut jitter) {
         check(device, &sample, &mut buffer)?;
-    }
-    drop(direct);
-    if whole_blocks < size_bytes {
-        // The rest of a block cannot be read directly: at least not from the cache as it is now.
-        rustix::fs::fadvise(
-            device,
-            whole_blocks,
-            NonZeroU64::new(size_bytes - whole_blocks),
-            Advice::DontNeed,
-        )
-        .ok();
-        check(device, &(whole_blocks..size_bytes), &mut buffer)?;
     }
     Ok(())
 }

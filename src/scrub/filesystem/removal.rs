@@ -8,6 +8,7 @@
 //! [`REMEMBERED_LEVELS`] the topmost are forgotten, and the walk begins again at the root once it comes up to there.
 
 use super::attributes::{self, Unlocked};
+use super::level::{Level, Names};
 use super::open::{DIRECTORY, FileId, Opener};
 use crate::reason::Held;
 use crate::scrub::progress::{Cancel, Progress};
@@ -34,41 +35,11 @@ const BUFFER_BYTES: usize = 32 * 1024;
 
 /// How often a directory is read again because it was not empty after all: new files by a process that still runs, or
 /// a filesystem that skips entries when others are removed.
-pub(super) const MAX_PASSES: u32 = 64;
+const MAX_PASSES: u32 = 16;
 
-/// One directory on the way down.
-struct Level {
-    /// In its parent; empty for the root.
-    name: CString,
-    id: FileId,
-    dir: Option<OwnedFd>,
-    /// Where the directory was read when the pending names were found.
-    batch_offset: u64,
-    /// Directories of the last batch that were not empty.
-    pending: Names,
-    passes: u32,
-}
-
-/// A stack of names in one allocation.
-#[derive(Default)]
-struct Names(Vec<u8>);
-
-impl Names {
-    fn push(&mut self, name: &CStr) {
-        self.0.extend_from_slice(name.to_bytes_with_nul());
-    }
-
-    fn pop(&mut self) -> Option<CString> {
-        let end = self.0.len().checked_sub(1)?;
-        let start = self.0[..end]
-            .iter()
-            .rposition(|byte| *byte == 0)
-            .map_or(0, |nul| nul + 1);
-        let name = CString::new(&self.0[start..end]).ok();
-        self.0.truncate(start);
-        name
-    }
-}
+/// How much may be found in all those further passes. Against a writer that is quicker than the removal each pass would
+/// take longer than the one before.
+const MAX_FOUND_AGAIN: u64 = 100_000;
 
 /// What became of one entry.
 enum Entry {
@@ -90,7 +61,10 @@ pub(super) struct Removal<'a> {
     levels: VecDeque<Level>,
     /// The topmost levels were forgotten, so the first of `levels` is not a child of the root.
     forgotten: bool,
+    /// Complete passes so far.
+    passes: u32,
     removed: Cell<u64>,
+    found_again: Cell<u64>,
 }
 
 impl<'a> Removal<'a> {
@@ -112,7 +86,9 @@ impl<'a> Removal<'a> {
             root: Level::new(CString::default(), id, root),
             levels: VecDeque::new(),
             forgotten: false,
+            passes: 0,
             removed: Cell::new(0),
+            found_again: Cell::new(0),
         })
     }
 
@@ -121,14 +97,22 @@ impl<'a> Removal<'a> {
         self.removed.get()
     }
 
-    /// One pass over the tree. Afterwards the root is empty unless something else wrote to it meanwhile.
+    /// One pass over the tree. Afterwards the root is empty unless something else wrote to it meanwhile; fails if that
+    /// goes on for too long.
     pub(super) fn pass(&mut self) -> Result<(), ScrubError> {
+        if self.passes >= MAX_PASSES {
+            return Err(still_written(self.path));
+        }
         self.restart()?;
         loop {
             self.cancel.check()?;
+            if self.found_again.get() > MAX_FOUND_AGAIN {
+                return Err(still_written(&self.display(None)));
+            }
             if let Some(name) = self.current_mut().pending.pop() {
                 self.descend(name)?;
             } else if !self.read_batch()? && !self.ascend()? {
+                self.passes += 1;
                 return Ok(());
             }
         }
@@ -198,25 +182,25 @@ impl<'a> Removal<'a> {
     fn count(&self) {
         self.removed.set(self.removed.get() + 1);
         self.progress.add(1);
+        if self.passes > 0 || self.current().passes > 0 {
+            self.found_again.set(self.found_again.get() + 1);
+        }
     }
 
     /// Removes one entry, whatever it is, unless it is a directory with something in it.
     fn remove(&self, dir: &OwnedFd, name: &CStr, kind: FileType) -> Result<Entry, Obstacle> {
         let directory = kind == FileType::Directory;
-        match remove_as(dir, name, directory) {
-            Err(Errno::PERM | Errno::ACCESS) => {
-                let unlocked = self.unlock(dir, name)?;
-                let result = remove_as(dir, name, directory);
-                if let Some(unlocked) = unlocked {
-                    unlocked.restore_if_linked();
-                }
-                result
+        let mut result = remove_as(dir, name, directory);
+        if let Err(Errno::PERM | Errno::ACCESS) = result {
+            let unlocked = self.unlock(dir, name)?;
+            result = remove_as(dir, name, directory);
+            if let Some(unlocked) = unlocked {
+                unlocked.restore_if_linked();
             }
-            result => result,
         }
-        .or_else(|error| match error {
-            Errno::BUSY if self.is_mount_point(dir, name) => Err(Obstacle::Mount),
-            error => Err(Obstacle::Remove(error)),
+        result.map_err(|error| match error {
+            Errno::BUSY if self.is_mount_point(dir, name) => Obstacle::Mount,
+            error => Obstacle::Remove(error),
         })
     }
 
@@ -366,7 +350,7 @@ impl<'a> Removal<'a> {
 /// The failure of a directory that does not become empty.
 pub(super) fn still_written(path: &Path) -> ScrubError {
     ScrubError::Failed(anyhow!(
-        "{path:?} is still being written to: it was not empty after {MAX_PASSES} passes; find the process that writes there"
+        "{path:?} is still being written to: there are new files whenever it was emptied; find the process that makes them"
     ))
 }
 
@@ -403,35 +387,6 @@ impl Obstacle {
     }
 }
 
-impl Level {
-    fn new(name: CString, id: FileId, dir: OwnedFd) -> Self {
-        Self {
-            name,
-            id,
-            dir: Some(dir),
-            batch_offset: 0,
-            pending: Names::default(),
-            passes: 0,
-        }
-    }
-
-    fn dir(&self) -> Result<&OwnedFd, Errno> {
-        self.dir.as_ref().ok_or(Errno::BADF)
-    }
-
-    fn rewind(&mut self) -> Result<(), Errno> {
-        self.pending = Names::default();
-        self.batch_offset = 0;
-        rustix::fs::seek(self.dir()?, SeekFrom::Start(0)).map(drop)
-    }
-
-    /// Gives the descriptor and the pending names back; they are read again from the start of the batch.
-    fn close(&mut self) {
-        self.dir = None;
-        self.pending = Names::default();
-    }
-}
-
 /// unlink or rmdir, the likelier one first.
 fn remove_as(dir: impl AsFd, name: &CStr, directory: bool) -> Result<Entry, Errno> {
     let unlink = || match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
@@ -459,23 +414,4 @@ fn remove_as(dir: impl AsFd, name: &CStr, directory: bool) -> Result<Entry, Errn
         }
     };
     Ok(entry.unwrap_or(Entry::Changed))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_come_back_last_first_and_whole() {
-        let mut names = Names::default();
-        for name in [c"a", c"b\xff\n", c"ccc"] {
-            names.push(name);
-        }
-        assert_eq!(names.pop().as_deref(), Some(c"ccc"));
-        names.push(c"d");
-        assert_eq!(names.pop().as_deref(), Some(c"d"));
-        assert_eq!(names.pop().as_deref(), Some(c"b\xff\n"));
-        assert_eq!(names.pop().as_deref(), Some(c"a"));
-        assert_eq!(names.pop(), None);
-    }
 }

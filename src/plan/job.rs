@@ -1,0 +1,124 @@
+//! Scrubbing devices in Jobs: when one is made, when it counts, and when it goes.
+
+use crate::cluster::{CleaningJob, JobProgress, Jobs, Pv};
+use crate::job;
+use crate::names;
+use crate::observed::DirectoryKey;
+use crate::reason::Held;
+
+use super::{Action, Planner, Sight, State};
+
+impl Planner<'_> {
+    /// One step of getting a device clean by a Job; `then` once it is.
+    pub(super) fn job_step(
+        &mut self,
+        pv: &Pv,
+        key: &DirectoryKey,
+        sight: &Sight<'_>,
+        then: impl FnOnce(&mut Self, &Pv),
+    ) -> State {
+        let jobs = &self.i.cluster.jobs;
+        if *jobs == Jobs::Unreadable {
+            let namespace = self.i.jobs.namespace;
+            return State::Held(Held::CleanerUnavailable(format!(
+                "useJobForCleaning is set, but Jobs in namespace {namespace} cannot be read: grant them with a Role"
+            )));
+        }
+        match jobs.of(&pv.name) {
+            // A leftover never counts, however it ended; finish() has it removed.
+            Some(job) if job.deleting || !counts(job, pv) => State::Held(Held::JobRunning(job.name.clone())),
+            Some(job) => {
+                self.wanted_jobs.insert(pv.name.clone());
+                match &job.progress {
+                    JobProgress::AtWork => State::Scrubbing(None),
+                    JobProgress::Succeeded => {
+                        then(self, pv);
+                        State::Released
+                    }
+                    JobProgress::Failed(error) => {
+                        let why = format!("it failed: {error}");
+                        let job = Box::new(job.clone());
+                        self.act(
+                            &pv.name,
+                            Action::DeleteJob {
+                                pv: pv.name.clone(),
+                                job,
+                                why,
+                            },
+                        );
+                        State::Released
+                    }
+                }
+            }
+            None => match self.may_scrub(pv, sight) {
+                Err(held) => State::Held(held),
+                Ok(None) => {
+                    then(self, pv);
+                    State::Released
+                }
+                Ok(Some(_)) => self.make_job(pv, key),
+            },
+        }
+    }
+
+    fn make_job(&mut self, pv: &Pv, key: &DirectoryKey) -> State {
+        let Some(image) = self.i.jobs.image else {
+            return State::Held(Held::CleanerUnavailable(
+                "useJobForCleaning is set, but JOB_CONTAINER_IMAGE is not: set it to the provisioner's image".into(),
+            ));
+        };
+        let command = match self.cleaner_command(pv) {
+            Ok(command) => command,
+            Err(held) => return State::Held(held),
+        };
+        let job = job::build(&job::CleaningJob {
+            pv: &pv.name,
+            pv_uid: &pv.uid,
+            claim_uid: pv.claim_uid(),
+            volume_id: pv.annotation(names::VOLUME_ID).filter(|_| !super::volume::adopted(pv)),
+            directory: key,
+            entry: pv.entry().unwrap_or_default(),
+            command: &command,
+            namespace: self.i.jobs.namespace,
+            image,
+            node_name: &self.i.node.name,
+            hostname: &self.i.ownership.hostname,
+            tolerations: &self.i.config.job_tolerations,
+        });
+        self.start_notice(pv);
+        self.act(&pv.name, Action::CreateJob(Box::new(job)));
+        State::Scrubbing(None)
+    }
+
+    /// Removes the own Jobs that nothing waits for. One that is at work for a PV that is gone is let end, and blocks its
+    /// path until then; one that is at work for a PV that is in circulation again is ended.
+    pub(super) fn unwanted_jobs(&mut self) {
+        let Jobs::Read(jobs) = &self.i.cluster.jobs else { return };
+        for (pv, job) in jobs {
+            let ours = job.hostname.as_deref() == Some(self.i.ownership.hostname.as_str());
+            if !ours || job.deleting || self.wanted_jobs.contains(pv) {
+                continue;
+            }
+            let at_work = job.progress == JobProgress::AtWork;
+            if at_work && !self.i.cluster.pvs.contains_key(pv) {
+                continue;
+            }
+            let why = if at_work {
+                "its PV is not released any more, or not the one it was made for"
+            } else {
+                "it has ended"
+            };
+            let action = Action::DeleteJob {
+                pv: pv.clone(),
+                job: Box::new(job.clone()),
+                why: why.into(),
+            };
+            self.act(pv, action);
+        }
+    }
+}
+
+/// Whether a Job is for this release of this PV. One of the classic program does not say for which claim.
+fn counts(job: &CleaningJob, pv: &Pv) -> bool {
+    job.pv_uid == pv.uid && job.claim_uid.as_deref().is_none_or(|uid| Some(uid) == pv.claim_uid())
+}
