@@ -7,7 +7,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use testkit::api::Fault;
 
-use crate::world::{World, always, as_users};
+use crate::world::{Trouble, World, always, as_users};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -15,7 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 fn a_server_that_does_not_serve_is_waited_for() {
     as_users("away", &["full", "classic"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;
-        let troubles: [(&str, fn() -> Fault); 6] = [
+        let troubles: [Trouble; 6] = [
             ("connection broke", Fault::disconnect),
             ("401", || Fault::status(401)),
             ("not permitted", || Fault::status(403)),

@@ -22,12 +22,18 @@ pub const DEADLINE: Duration = Duration::from_secs(600);
 /// Of every class here.
 pub const CLASS: &str = "fast";
 
+/// What it is called, and how it is made.
+pub type Trouble = (&'static str, fn() -> Fault);
+
+/// A daemon: what stops it, and its end.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<()>>);
+
 pub struct World {
     pub api: Api,
     pub user: &'static str,
     dir: tempfile::TempDir,
     address: std::net::SocketAddr,
-    daemon: RefCell<Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>>,
+    daemon: RefCell<Option<Running>>,
     claims: Cell<u32>,
     _controllers: Controllers,
 }

@@ -7,12 +7,12 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::api::{Fault, Permissions};
 
-use crate::world::{World, always, as_users};
+use crate::world::{Trouble, World, always, as_users};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a server may do to a write instead of carrying it out.
-const TROUBLES: [(&str, fn() -> Fault); 6] = [
+const TROUBLES: [Trouble; 6] = [
     ("429", || Fault::status(429)),
     ("429 with Retry-After", || Fault::throttle(Duration::from_secs(1))),
     ("500", || Fault::status(500)),
