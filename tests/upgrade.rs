@@ -215,6 +215,12 @@ fn volumes_of_the_former_node_object_are_adopted_or_held() {
             let now = node.published().await?;
             ensure!(now.len() == 3 && now[entry].uid() == bound.uid(), "it is held");
             ensure!(node::names(&node.entry(&class, entry)) == ["file"]);
+            node.delete(&bound).await?;
+            node.again(entry, &bound).await?;
+            ensure!(
+                node::names(&node.entry(&class, entry)).is_empty(),
+                "published with somebody's data"
+            );
         }
         Ok(())
     });
@@ -236,6 +242,10 @@ fn a_former_node_s_pv_without_an_id_is_held() {
         ensure!(now.len() == 2 && now["disk1"].uid() == before.uid(), "{:?}", now.keys());
         ensure!(now["disk1"].resource_version() == before.resource_version(), "touched");
         ensure!(node::names(&disk) == ["file"]);
+        node.event(&before, "ForeignPersistentVolume", "another UID").await?;
+        // The event says what ends it.
+        node.delete(&before).await?;
+        node.again("disk1", &before).await?;
         Ok(())
     });
 }

@@ -60,6 +60,11 @@ impl Planner<'_> {
             self.row(pv, key, &sight, state, None);
         } else {
             self.occupy(pv, true);
+            let message = format!(
+                "PV {} was made while node {} had another UID or another hostname label, and cannot be taken over: its volume is neither scrubbed nor published; delete the PV to have that done",
+                pv.name, self.i.node.name
+            );
+            self.notice(pv, Severity::Warning, "ForeignPersistentVolume", message);
         }
     }
 
