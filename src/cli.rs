@@ -190,13 +190,13 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     })
 }
 
-/// An address as Go takes it: without a host it is every address of the machine.
+/// An address as Go takes it: without a host it is every address of the machine, IPv4 and IPv6.
 fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
     let full = if text.starts_with(':') {
-        format!("0.0.0.0{text}")
+        format!("[::]{text}")
     } else {
         text.replace("localhost:", "127.0.0.1:")
     };
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn addresses_are_those_of_go() {
-        assert_eq!(address(":8080").unwrap().unwrap().to_string(), "0.0.0.0:8080");
+        assert_eq!(address(":8080").unwrap().unwrap().to_string(), "[::]:8080");
         assert_eq!(address("localhost:1").unwrap().unwrap().to_string(), "127.0.0.1:1");
         assert_eq!(address("").unwrap(), None);
         assert!(address("8080").is_err());

@@ -491,12 +491,13 @@ impl Ownership {
         };
         let tied_here = pv.path.is_some() && pv.hostnames == [self.hostname.clone()];
         let name_only = names::provisioned_by(&self.node_name, None);
-        if by == names::provisioned_by(&self.node_name, Some(&self.node_uid)) {
-            // Tied to another value of the hostname label, which has changed since: not to be published twice.
-            return if tied_here { Owner::Ours } else { Owner::FormerNode };
-        }
-        if by == name_only {
-            return if tied_here { Owner::Ours } else { Owner::Foreign };
+        if by == name_only || by == names::provisioned_by(&self.node_name, Some(&self.node_uid)) {
+            return match (&pv.path, tied_here) {
+                (None, _) => Owner::Foreign,
+                (Some(_), true) => Owner::Ours,
+                // Its affinity cannot be changed, but it stands for a volume of this node.
+                (Some(_), false) => Owner::FormerNode,
+            };
         }
         // `<name>-<uid>`: a UID has 36 characters, so a node called `n` does not take those of `n-1`.
         let former = by

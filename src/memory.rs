@@ -8,7 +8,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{ClaimRef, Cluster, Owner, Ownership, Phase, Pv, Use};
@@ -48,6 +48,14 @@ pub struct GonePv {
     pub pv: Pv,
     /// Whether it was ever bound.
     pub usage: Use,
+}
+
+impl GonePv {
+    /// Whether nothing but the operator decides what becomes of it: when its entry is gone, and comes back, it is a new
+    /// volume.
+    fn is_the_operators(&self) -> bool {
+        self.usage == Use::Unknown || self.pv.reclaim_policy != "Delete"
+    }
 }
 
 /// A failed API write.
@@ -166,7 +174,9 @@ impl Memory {
             .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
-        self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
+        let left: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
+        self.missing_since
+            .retain(|uid, _| alive.contains(uid.as_str()) || left.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
         self.released_since
             .retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
@@ -208,34 +218,49 @@ impl Memory {
         plan: &crate::plan::Plan,
         observed: &crate::observed::Observed,
         cluster: &Cluster,
+        grace_period: Duration,
         now: Duration,
     ) {
-        use crate::observed::{Directory, EntryKind};
-        let missing: BTreeSet<&str> = plan
-            .volumes
-            .iter()
-            .filter(|volume| matches!(volume.state, crate::plan::State::Vanished(_)))
-            .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
-            .collect();
-        self.missing_since.retain(|uid, _| missing.contains(uid.as_str()));
-        for uid in missing {
-            self.missing_since.entry(uid.to_owned()).or_insert(now);
-        }
-        let absent = |path: &PathBuf| {
+        use crate::observed::Directory;
+        use crate::plan::State;
+        // A directory that was read and does not have the name: a mount that is late shows as a plain directory.
+        let absent = |path: &Path| {
             observed.directories.iter().any(|(key, directory)| {
                 let Directory::Read(entries) = directory else {
                     return false;
                 };
                 Some(key.host_dir.as_path()) == path.parent()
-                    && !entries.iter().any(|entry| {
-                        Some(entry.name.as_os_str()) == path.file_name()
-                            && !matches!(entry.kind, EntryKind::PlainDirectory)
-                    })
+                    && !entries
+                        .iter()
+                        .any(|entry| Some(entry.name.as_os_str()) == path.file_name())
             })
         };
-        self.gone.retain(|path, gone| {
-            let operators = gone.usage == Use::Unknown || gone.pv.reclaim_policy != "Delete";
-            !(operators && absent(path))
+        let is_missing = |volume: &&crate::plan::Volume| match &volume.state {
+            State::Vanished(_) => true,
+            State::Held(Held::Kept) => absent(&volume.directory.host_dir.join(&volume.entry)),
+            _ => false,
+        };
+        let missing: BTreeSet<&str> = plan
+            .volumes
+            .iter()
+            .filter(is_missing)
+            .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
+            .collect();
+        let left: BTreeSet<&str> = self
+            .gone
+            .iter()
+            .filter(|(path, gone)| gone.is_the_operators() && absent(path))
+            .map(|(_, gone)| gone.pv.uid.as_str())
+            .collect();
+        self.missing_since
+            .retain(|uid, _| missing.contains(uid.as_str()) || left.contains(uid.as_str()));
+        for uid in missing.into_iter().chain(left) {
+            self.missing_since.entry(uid.to_owned()).or_insert(now);
+        }
+        let missing_since = &self.missing_since;
+        self.gone.retain(|_, gone| {
+            let since = missing_since.get(&gone.pv.uid).filter(|_| gone.is_the_operators());
+            since.is_none_or(|since| *since + grace_period > now)
         });
     }
 

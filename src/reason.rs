@@ -241,7 +241,7 @@ impl fmt::Display for Held {
             ),
             Self::Kept => write!(
                 f,
-                "its data is kept (local-volume-provisioner/retained=keep); take it out of the discovery directory to let the PV go"
+                "its data is kept (local-volume-provisioner/retained=keep); take its entry out of the discovery directory (unmount and remove the name) to let the PV go"
             ),
             Self::UnknownUse => write!(
                 f,
@@ -253,7 +253,7 @@ impl fmt::Display for Held {
             ),
             Self::RetainGone => write!(
                 f,
-                "its PV had reclaim policy Retain and was deleted, so the data is kept; unmount it, and mount it again once it may be published"
+                "its PV had reclaim policy Retain and was deleted, so the data is kept; take its entry out of the discovery directory (unmount and remove the name) for the grace period, and bring it back once it may be published"
             ),
             Self::ForeignPv(pv) => write!(
                 f,

@@ -192,10 +192,12 @@ impl Scrubber {
     fn check_pv(&self) -> Result<(), ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        // Not a failure of the scrub, which would count: nothing was touched.
         let found = self
             .runtime
             .block_on(api.get_opt(&self.order.pv.name))
-            .context("the PV cannot be read before the scrub")?;
+            .map_err(crate::api::WriteError::from)
+            .map_err(|error| ScrubError::Held(Held::Unreadable(format!("its PV cannot be read: {error}"))))?;
         let pv = match (found.as_ref().map(Pv::from), self.order.pv_gone) {
             (None, true) => return Ok(()),
             (Some(pv), true) => return Err(changed(&format!("there is a new one, with UID {}", pv.uid))),

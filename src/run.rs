@@ -5,14 +5,17 @@ mod settle;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kube::Client;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Mode, Node, Ownership};
@@ -68,6 +71,8 @@ struct Daemon {
     pv_watches: JoinSet<()>,
     /// For which hostname and mode.
     watched_pvs: Option<(String, Mode)>,
+    unwatched_read: Instant,
+    mode_asked: Instant,
     node_watched: bool,
     node_read: Option<Instant>,
     config: Option<Config>,
@@ -102,6 +107,16 @@ pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Outpu
     ended
 }
 
+/// Listens. Where the machine has no IPv6, "every address" is every one of IPv4.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
 /// Serves HTTP for ever, or nothing for ever where no address is given.
 async fn serve(
     settings: &Settings,
@@ -111,7 +126,7 @@ async fn serve(
     let listener = match settings.listen_address {
         None => None,
         Some(address) => Some(
-            tokio::net::TcpListener::bind(address)
+            listen(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} (--listen-address)"))?,
         ),
@@ -134,7 +149,7 @@ impl Daemon {
         self.connect().await;
         let mut due: Option<Duration>;
         loop {
-            self.health.pass(Some(Instant::now()));
+            self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
             let safety = self.now() + self.settings.limits.discovery_period;
@@ -164,11 +179,8 @@ impl Daemon {
         if let Some(loaded) = look.config {
             self.take_config(loaded);
         }
-        self.shared
-            .store()
-            .use_node_name_only(self.config.as_ref().is_some_and(|config| config.use_node_name_only));
-        self.watch_pvs();
         self.note_directories(&look.observed);
+        self.follow_identity();
         let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
         if self.health.waits_for(waiting_for.clone()) {
             if waiting_for.is_empty() {
@@ -177,6 +189,7 @@ impl Daemon {
                 info!(waiting_for = %waiting_for.join("; "), "not ready");
             }
         }
+        self.doubt_unwatched();
         self.read_doubtful();
         let store = self.shared.clone();
         let store = store.store();
@@ -193,19 +206,10 @@ impl Daemon {
         }
         drop(store);
         let plan = self.plan(&config, &ownership, &node, &look.observed);
-        let marked = |store: &crate::store::Store| {
-            store
-                .cluster()
-                .pvs
-                .values()
-                .any(|pv| pv.deleting && pv.has_our_finalizer())
-        };
-        if self.mode == Mode::Classic && marked(&self.shared.store()) {
-            self.ask_mode(); // A grant that was away for a moment leaves PVs that nobody may let go.
-        }
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
         self.tell(&plan, &ownership);
+        self.ask_mode_again(&plan);
         let due = plan.wake_at;
         for action in plan.actions {
             self.start(action, began);
@@ -245,7 +249,9 @@ impl Daemon {
             now,
         };
         let plan = plan::plan(&inputs(&self.memory));
-        self.memory.note_observed(&plan, observed, store.cluster(), now);
+        let grace_period = self.settings.limits.grace_period;
+        self.memory
+            .note_observed(&plan, observed, store.cluster(), grace_period, now);
         self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
         plan
     }
@@ -321,14 +327,11 @@ impl Daemon {
             )),
             Some(config) => {
                 let store = self.shared.store();
-                missing.extend(
-                    store
-                        .waiting_for()
-                        .iter()
-                        .map(|what| format!("the API server to list {what}")),
-                );
                 if store.cluster().node.is_some() && store.ownership().is_none() {
                     missing.push("the label kubernetes.io/hostname on the node".into());
+                } else {
+                    let lists = store.waiting_for();
+                    missing.extend(lists.iter().map(|what| format!("the API server to list {what}")));
                 }
                 for class in config.classes.values() {
                     if self.directories_read.contains(&class.mount_dir) {

@@ -23,6 +23,8 @@ const ENDED: usize = 1024;
 pub struct Store {
     cluster: Cluster,
     ownership: Option<Ownership>,
+    /// `useNodeNameOnly`.
+    node_name_only: bool,
     /// PVs listed since the last restart of their watch, until the list is complete.
     relist: Option<BTreeMap<String, Pv>>,
     /// PVs that the watch does not show any more, or that a write met: to be read by name before anything is concluded.
@@ -31,8 +33,6 @@ pub struct Store {
     gaps: u64,
     /// Counts changes that matter to anybody.
     version: u64,
-    /// `useNodeNameOnly`.
-    node_name_only: bool,
     /// PVs that ended since the loop last asked, as they were last seen.
     endings: Vec<Pv>,
     /// UIDs of PVs that ended lately: a watch that lags behind our own writes must not bring them back.
@@ -124,6 +124,25 @@ impl Store {
         });
     }
 
+    /// PVs are listed for another hostname label: until that is done, nothing is known.
+    pub fn pvs_unknown(&mut self) {
+        self.version += 1;
+        self.pvs_listed = false;
+        self.former_listed = false;
+    }
+
+    /// Own PVs that a watch by our label does not show: foreign ones in our way, and those without the label.
+    #[must_use]
+    pub fn unwatched(&self) -> Vec<String> {
+        let hostname = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
+        let unwatched = self
+            .cluster
+            .pvs
+            .values()
+            .filter(|pv| pv.node_label.as_deref() != hostname);
+        unwatched.map(|pv| pv.name.clone()).collect()
+    }
+
     /// Whether a PV concerns this node: ours, or tied to this host.
     fn concerns_us(&self, pv: &Pv) -> bool {
         self.ownership.as_ref().is_some_and(|ownership| {
@@ -170,6 +189,14 @@ impl Store {
             self.put(pv);
         } else if self.cluster.pvs.contains_key(&pv.name) {
             self.doubt(&pv.name);
+        }
+    }
+
+    /// A PV that a listing has met: kept if it concerns us.
+    pub fn pv_found(&mut self, pv: &core::PersistentVolume) {
+        let pv = Pv::from(pv);
+        if self.concerns_us(&pv) {
+            self.put(pv);
         }
     }
 

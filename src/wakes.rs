@@ -2,7 +2,7 @@
 //!
 //! No decision is taken from an event's contents, so a lost or doubled one costs time, never correctness.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 /// inotify watches of the discovery directories and of the configuration.
 pub struct Directories {
     watcher: Option<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    /// By device and inode: another directory may come to the same path, or be mounted over it.
+    watched: BTreeMap<PathBuf, (u64, u64)>,
     config_changed: Arc<AtomicBool>,
 }
 
@@ -51,7 +52,7 @@ impl Directories {
             .ok();
         let mut directories = Self {
             watcher,
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
             config_changed,
         };
         directories.follow(std::iter::once(config_dir));
@@ -73,21 +74,30 @@ impl Directories {
             } else {
                 directory.parent().filter(|parent| parent.is_dir())
             };
-            let Some(target) = target.filter(|target| !self.watched.contains(*target)) else {
+            let Some((target, inode)) = target.and_then(|target| Some((target, inode(target)?))) else {
                 continue;
             };
+            if self.watched.contains_key(target) {
+                continue;
+            }
             match watcher.watch(target, RecursiveMode::NonRecursive) {
                 Ok(()) => {
-                    self.watched.insert(target.to_owned());
+                    self.watched.insert(target.to_owned(), inode);
                 }
                 Err(error) => debug!(path = %target.display(), %error, "cannot be watched by inotify"),
             }
         }
     }
 
-    /// Forgets watches whose directory is gone, so that one of the same name is watched anew.
+    /// Forgets watches whose directory is gone or another one, so that one of the same name is watched anew.
     pub fn forget_missing(&mut self) {
-        let missing: Vec<PathBuf> = self.watched.iter().filter(|path| !path.is_dir()).cloned().collect();
+        let other = |(path, known): &(&PathBuf, &(u64, u64))| inode(path) != Some(**known);
+        let missing: Vec<PathBuf> = self
+            .watched
+            .iter()
+            .filter(other)
+            .map(|(path, _)| path.clone())
+            .collect();
         for path in missing {
             self.watched.remove(&path);
             if let Some(watcher) = &mut self.watcher {
@@ -96,6 +106,12 @@ impl Directories {
             }
         }
     }
+}
+
+fn inode(directory: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(directory).ok().filter(std::fs::Metadata::is_dir)?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Wakes for every change of the mount tables, until it is dropped. The kernel reports a change as an exceptional

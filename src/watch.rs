@@ -12,6 +12,7 @@ use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::cluster::Mode;
@@ -21,8 +22,13 @@ use crate::store::Store;
 
 /// A watch call is renewed after this time: before the 350 s after which load balancers forget idle connections.
 const WATCH_SECONDS: u32 = 200;
+/// A failure this long after the last one is a new trouble, which begins with a short wait again. Longer than any wait
+/// and any request that times out.
+const CALM: Duration = Duration::from_secs(60);
 /// Objects for each page of a list.
 const PAGE: u32 = 500;
+/// Whole PVs for each page of a list that is dropped at once: it shall not be seen in the memory's peak.
+const PAGE_OF_WHOLE: u32 = 100;
 
 /// The store, shared between the watches, the writers and the loop.
 #[derive(Clone, Default)]
@@ -61,16 +67,16 @@ where
     S: Stream<Item = watcher::Result<Event<K>>> + Send,
 {
     let mut failures = 0;
+    let mut failed_at = Instant::now();
     loop {
         let mut stream = std::pin::pin!(make());
         while let Some(event) = stream.next().await {
             match event {
-                Ok(event) => {
-                    failures = 0;
-                    seen(event);
-                }
+                // Not a sign of success: every try begins with Init, and a list may go well where its watch does not.
+                Ok(event) => seen(event),
                 Err(err) => {
-                    failures += 1;
+                    failures = if failed_at.elapsed() > CALM { 1 } else { failures + 1 };
+                    failed_at = Instant::now();
                     if failures == 1 {
                         warn!(watch = what, error = %describe(&err), "watch failed; it is tried again");
                     } else {
@@ -145,19 +151,37 @@ pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node
 async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> anyhow::Result<()> {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let ours = names::provisioned_by(node_name, None);
-    let mut params = ListParams::default()
-        .labels(&format!("!{}", names::NODE_LABEL))
-        .limit(PAGE);
+    let unlabelled = ListParams::default().labels(&format!("!{}", names::NODE_LABEL));
+    let mut params = unlabelled.clone().limit(PAGE);
+    let mut by_hand = false;
     loop {
         let page = api.list_metadata(&params).await?;
         for object in &page.items {
             let by = object.annotations().get(names::PROVISIONED_BY);
+            by_hand |= by.is_none();
             if by.is_some_and(|by| by.starts_with(&ours)) {
                 let name = object.name_any();
                 let pv = api.get_opt(&name).await?;
                 shared.update(|store| store.read_by_name(&name, pv.as_ref()));
             }
         }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    if by_hand {
+        list_foreign(&api, shared, unlabelled.limit(PAGE_OF_WHOLE)).await?;
+    }
+    Ok(())
+}
+
+/// PVs that no program has made may stand for our paths, which their metadata does not show. Clusters that have none
+/// are spared this.
+async fn list_foreign(api: &Api<PersistentVolume>, shared: &Shared, mut params: ListParams) -> anyhow::Result<()> {
+    loop {
+        let page = api.list(&params).await?;
+        page.items.iter().for_each(|pv| shared.store().pv_found(pv));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
             None => return Ok(()),

@@ -2,7 +2,7 @@
 //! host: published, bound, released, scrubbed, published again; and everything that must keep it from coming back.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-#[path = "recycle/node.rs"]
+#[path = "support/plane_node.rs"]
 mod node;
 
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -103,6 +103,9 @@ fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decid
             ensure!(node.published().await?.is_empty(), "published with somebody's data");
             // Taking it out of the directory and putting something back is the operator's word.
             mounts::unmount(&disk)?;
+            node.several_passes().await;
+            ensure!(node.published().await?.is_empty(), "a mount may be late");
+            std::fs::remove_dir(&disk)?;
             node.several_passes().await;
             node.tmpfs(&class, "disk1")?;
             node.again("disk1", &pv).await?;

@@ -255,3 +255,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_part_and_its_whole_overlap() {
+    let filesystem = |subtree: Option<&str>, handle: &str| {
+        let id = VolumeId::new(IdKind::Filesystem).with(part::UUID, "u1");
+        match subtree {
+            Some(subtree) => id.with(part::SUBTREE, subtree).with(part::HANDLE, handle),
+            None => id,
+        }
+    };
+    let (whole, a, below) = (
+        filesystem(None, ""),
+        filesystem(Some("/a"), "1"),
+        filesystem(Some("/a/b"), "2"),
+    );
+    for (one, other) in [(&whole, &a), (&whole, &below), (&a, &below), (&a, &a)] {
+        assert!(one.overlaps(other) && other.overlaps(one), "{one} {other}");
+    }
+    // A directory that was deleted and made again; its neighbour; another filesystem.
+    let other = VolumeId::new(IdKind::Filesystem).with(part::UUID, "u2");
+    for (one, other) in [
+        (&a, &filesystem(Some("/a"), "3")),
+        (&a, &filesystem(Some("/ab"), "4")),
+        (&whole, &other),
+        (&a, &other),
+    ] {
+        assert!(!one.overlaps(other) && !other.overlaps(one), "{one} {other}");
+    }
+    let disk = VolumeId::new(IdKind::Device).with(part::WWN, "w1");
+    let partition = |number: &str| disk.clone().with(part::PARTITION, number).with(part::START, number);
+    assert!(disk.overlaps(&partition("1")) && partition("1").overlaps(&disk));
+    assert!(!partition("1").overlaps(&partition("2")));
+}

@@ -266,7 +266,8 @@ fn a_retained_volume_that_was_seen_to_be_gone_is_a_new_one_when_it_comes_back() 
     ] {
         for (directory, absent) in [
             (Directory::Read(vec![]), true),
-            (entry(EntryKind::PlainDirectory), true),
+            // A mount that is late after a reboot.
+            (entry(EntryKind::PlainDirectory), false),
             (entry(EntryKind::Failed("EIO".into())), false),
             (entry(EntryKind::Unresponsive("open".into())), false),
             (Directory::Unreadable("EIO".into()), false),
@@ -278,7 +279,11 @@ fn a_retained_volume_that_was_seen_to_be_gone_is_a_new_one_when_it_comes_back() 
                 ..released()
             };
             memory.gone.insert("/mnt/fast/vol".into(), GonePv { pv, usage });
-            memory.note_observed(&Plan::default(), &observed(directory.clone()), &cluster(&[]), NOW);
+            let grace = Duration::from_secs(60);
+            let seen = observed(directory.clone());
+            memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, NOW);
+            assert!(!memory.gone.is_empty(), "without any patience");
+            memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, NOW + grace);
             assert_eq!(
                 memory.gone.is_empty(),
                 forgets && absent,

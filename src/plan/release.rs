@@ -132,13 +132,15 @@ impl Planner<'_> {
 
     /// `retained=keep`: the PV goes once the entry has gone with its data, so that nobody is given the data.
     fn kept(&mut self, pv: &Pv, sight: &Sight<'_>) -> State {
-        let absent = match sight {
-            Sight::Absent => true,
-            Sight::Entry(_) => not_a_volume(sight, pv.mode).is_some(),
-            Sight::Unseen(_) | Sight::Unresponsive(_) => false,
-        };
-        if absent && self.is_taken_out(pv) {
-            self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
+        // A mount that is late after a reboot shows as a plain directory, a disk as a dangling link: the name is what counts.
+        if matches!(sight, Sight::Absent) && self.is_taken_out(pv) {
+            let since = self.i.memory.missing_since.get(&pv.uid).copied().unwrap_or(self.i.now);
+            let due = since + self.i.limits.grace_period;
+            if due <= self.i.now {
+                self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
+            } else {
+                self.wake(due);
+            }
         }
         State::Held(Held::Kept)
     }

@@ -93,12 +93,11 @@ impl Index {
         found.or_else(|| self.noted_elsewhere(id?, path))
     }
 
-    /// The PV of another path that says that it was published from this storage.
+    /// The PV of another path that says that it was published from this storage, or from a part of it.
     fn noted_elsewhere(&self, id: &VolumeId, path: &Path) -> Option<String> {
-        let same = |noted: &VolumeId| noted.compare(id) == Comparison::Same;
         self.noted
             .iter()
-            .find(|(noted, at, _)| at != path && same(noted))
+            .find(|(noted, at, _)| at != path && noted.overlaps(id))
             .map(|(_, _, pv)| pv.clone())
     }
 }

@@ -31,10 +31,12 @@ impl Planner<'_> {
         self.row(pv, key, &sight, state, warning);
     }
 
-    /// A PV of this node from the time when its Node object had another UID: adopted if it is provably the same storage.
+    /// A PV of this node from the time when its Node object had another UID: adopted if it is provably the same storage,
+    /// and pods on this node may still use it.
     pub(super) fn former_node_pv(&mut self, pv: &Pv) {
         let (key, sight) = self.sight(pv);
-        let same = pv.annotation(crate::names::VOLUME_ID).is_some()
+        let same = pv.hostnames == [self.i.ownership.hostname.clone()]
+            && pv.annotation(crate::names::VOLUME_ID).is_some()
             && matches!(&sight, Sight::Entry(entry) if not_a_volume(&sight, pv.mode).is_none()
                 && matches!(self.matches(pv, &entry.kind), Match::Right));
         if same && self.i.mode == crate::cluster::Mode::Patch {
@@ -59,6 +61,11 @@ impl Planner<'_> {
             self.row(pv, key, &sight, state, None);
         } else {
             self.occupy(pv, true);
+            let message = format!(
+                "PV {} was made while node {} had another UID or another hostname label, and cannot be taken over: its volume is neither scrubbed nor published; delete the PV to have that done",
+                pv.name, self.i.node.name
+            );
+            self.notice(pv, Severity::Warning, "ForeignPersistentVolume", message);
         }
     }
 

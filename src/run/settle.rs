@@ -1,10 +1,9 @@
 //! Carrying out actions, and what is learnt from how they ended.
 
-use std::time::Instant;
-
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::Api;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, start};
@@ -105,10 +104,11 @@ impl Daemon {
     }
 
     /// The labels that are copied to PVs, and the UID, may have changed: the Node is read before anything is created.
-    fn read_node(&mut self) {
+    pub(super) fn read_node(&mut self) {
         const KEY: &str = "the own node";
         let waits = self.memory.retries.get(KEY).is_some_and(|retry| retry.due > self.now());
-        if waits || self.memory.in_flight.contains(KEY) {
+        let just_read = self.node_read.is_some_and(|at| at.elapsed() < Duration::from_secs(1));
+        if waits || just_read || self.memory.in_flight.contains(KEY) {
             return;
         }
         let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
@@ -433,6 +433,19 @@ impl Daemon {
         }
     }
 
+    /// What is held for want of a permission ends with the permission.
+    pub(super) fn ask_mode_again(&mut self, plan: &Plan) {
+        let wants = |volume: &crate::plan::Volume| {
+            matches!(
+                &volume.state,
+                crate::plan::State::Held(crate::reason::Held::NotPermitted(_))
+            )
+        };
+        if plan.volumes.iter().any(wants) && self.mode_asked.elapsed() >= self.settings.limits.discovery_period {
+            self.ask_mode();
+        }
+    }
+
     /// The permissions may have changed.
     pub(super) fn ask_mode(&mut self) {
         const KEY: &str = "the permissions";
@@ -440,9 +453,7 @@ impl Daemon {
         if waits || self.memory.in_flight.contains(KEY) {
             return;
         }
-        // Not asked for again for a while, whatever the answer is.
-        let now = self.now();
-        self.memory.write_failed(KEY, "asked".into(), now);
+        self.mode_asked = Instant::now();
         let client = self.client.clone();
         self.call(KEY, async move { Done::Mode(api::mode(&client).await) });
     }
@@ -453,7 +464,6 @@ impl Daemon {
             Ok(mode) if mode != self.mode => {
                 warn!(from = ?self.mode, to = ?mode, "the permissions have changed");
                 self.mode = mode;
-                self.watch_pvs();
             }
             Ok(_) => {}
             Err(err) => warn!(error = %err, "cannot ask for the permissions"),

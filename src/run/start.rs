@@ -7,7 +7,7 @@ use super::{
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
@@ -44,6 +44,8 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         watches: JoinSet::new(),
         pv_watches: JoinSet::new(),
         watched_pvs: None,
+        unwatched_read: Instant::now(),
+        mode_asked: Instant::now(),
         node_watched: false,
         node_read: None,
         config: None,
@@ -78,52 +80,87 @@ impl Daemon {
             })
             .await;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
-        self.node_watched = self
-            .until("ask for the permission to watch nodes", |client, _| {
-                may_watch_nodes(client)
-            })
-            .await;
-        let reads_jobs = self
-            .until("ask for the permission to read Jobs", |client, settings| {
-                may_read_jobs(client, settings.namespace.clone())
-            })
-            .await;
         let (client, shared) = (self.client.clone(), self.shared.clone());
         self.watches
             .spawn(watch::storage_classes(client.clone(), shared.clone()));
+        self.node_watched = self
+            .until("ask for the permissions", |client, _| async move {
+                api::may_watch(&Api::<Node>::all(client), "", "nodes", None).await
+            })
+            .await;
         if self.node_watched {
             let name = self.settings.node_name.clone();
             self.watches.spawn(watch::node(client.clone(), shared.clone(), name));
         }
+        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
+        let reads_jobs = self
+            .until("ask for the permissions", |client, settings| {
+                let namespace = settings.namespace.clone();
+                async move {
+                    let jobs: Api<Job> = Api::namespaced(client, &namespace);
+                    api::may_watch(&jobs, "batch", "jobs", Some(&namespace)).await
+                }
+            })
+            .await;
         if reads_jobs {
             let namespace = self.settings.namespace.clone();
-            self.watches
-                .spawn(watch::jobs(client.clone(), shared.clone(), namespace));
+            self.watches.spawn(watch::jobs(client, shared, namespace));
         } else {
             shared.update(Store::jobs_unreadable);
         }
     }
 
-    /// Watches the PVs in the way that fits the permissions and the node's hostname label, as they are now.
-    pub(super) fn watch_pvs(&mut self) {
-        let hostname = self
-            .shared
-            .store()
-            .ownership()
-            .map(|ownership| ownership.hostname.clone());
-        let wanted = hostname.map(|hostname| (hostname, self.mode));
+    /// Watches the PVs in the way that fits the permissions, the node's hostname label, and whether PVs are named by the
+    /// node's name only, as all that is now.
+    pub(super) fn follow_identity(&mut self) {
+        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
+        let hostname = {
+            let mut store = self.shared.store();
+            store.use_node_name_only(name_only);
+            store.ownership().map(|ownership| ownership.hostname.clone())
+        };
+        let Some(hostname) = hostname else {
+            // What cannot be watched is asked for as long as its label is missing.
+            if !self.node_watched {
+                self.read_node();
+            }
+            return;
+        };
+        let wanted = Some((hostname.clone(), self.mode));
         if wanted == self.watched_pvs {
             return;
         }
+        if self
+            .watched_pvs
+            .as_ref()
+            .is_none_or(|(watched, _)| *watched != hostname)
+        {
+            self.shared.store().pvs_unknown();
+        }
+        self.watched_pvs = wanted;
         self.pv_watches = JoinSet::new();
-        self.watched_pvs.clone_from(&wanted);
-        let Some((hostname, mode)) = wanted else { return };
         let (client, shared) = (self.client.clone(), self.shared.clone());
         let name = self.settings.node_name.clone();
+        self.pv_watches.spawn(watch::unlabelled_volumes(
+            client.clone(),
+            shared.clone(),
+            self.mode,
+            name,
+        ));
         self.pv_watches
-            .spawn(watch::unlabelled_volumes(client.clone(), shared.clone(), mode, name));
-        self.pv_watches
-            .spawn(watch::persistent_volumes(client, shared, mode, hostname));
+            .spawn(watch::persistent_volumes(client, shared, self.mode, hostname));
+    }
+
+    /// Reads again, every discovery period, what stands in our way and is not seen by the watch.
+    pub(super) fn doubt_unwatched(&mut self) {
+        if self.mode != Mode::Patch || self.unwatched_read.elapsed() < self.settings.limits.discovery_period {
+            return;
+        }
+        self.unwatched_read = Instant::now();
+        let mut store = self.shared.store();
+        for name in store.unwatched() {
+            store.doubt(&name);
+        }
     }
 
     /// Tries a call until the API server answers it.
@@ -153,32 +190,4 @@ impl Daemon {
 /// Reads the own Node.
 pub(super) async fn read_node(client: Client, name: String) -> Result<Node, WriteError> {
     Ok(Api::<Node>::all(client).get(&name).await?)
-}
-
-/// Whether the own Node may be watched. Where that cannot be asked, it is taken not to be: it is read then.
-async fn may_watch_nodes(client: Client) -> Result<bool, WriteError> {
-    match api::may(&client, "watch", "", "nodes", None).await {
-        Err(WriteError::Forbidden(_)) => Ok(false),
-        answer => answer,
-    }
-}
-
-/// Whether Jobs may be read; where that cannot be asked, by trying. An error is none of these answers: to take it for
-/// "there are no Jobs" would scrub beside one.
-async fn may_read_jobs(client: Client, namespace: String) -> Result<bool, WriteError> {
-    match api::may(&client, "watch", "batch", "jobs", Some(&namespace)).await {
-        Err(WriteError::Forbidden(_)) => {}
-        Ok(true) => return api::may(&client, "list", "batch", "jobs", Some(&namespace)).await,
-        answer => return answer,
-    }
-    let jobs: Api<Job> = Api::namespaced(client, &namespace);
-    match jobs
-        .list(&ListParams::default().limit(1))
-        .await
-        .map_err(WriteError::from)
-    {
-        Ok(_) => Ok(true),
-        Err(WriteError::Forbidden(_)) => Ok(false),
-        Err(err) => Err(err),
-    }
 }

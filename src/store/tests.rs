@@ -134,7 +134,10 @@ fn a_pv_that_was_made_anew_ends_the_former_one() {
 #[test]
 fn a_name_of_another_nodes_pv_is_taken_until_it_was_read_to_be_free() {
     let mut store = store();
-    let other = pv("a", "1", 1, |pv| pv["spec"]["nodeAffinity"] = json!(null));
+    let other = pv("a", "1", 1, |pv| {
+        pv["metadata"]["annotations"] = json!({});
+        pv["spec"]["nodeAffinity"] = json!(null);
+    });
     store.doubt("a");
     store.read_by_name("a", Some(&other));
     assert!(store.cluster().names_taken.contains("a"));

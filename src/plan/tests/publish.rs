@@ -329,7 +329,7 @@ fn a_pv_of_the_former_node_object_is_adopted_only_if_it_is_provably_the_same_sto
         w.expect_actions(&[]);
     }
     w.mode = Mode::Classic;
-    w.expect(&[], &["vol held foreign-pv"], &[]);
+    w.expect(&[], &["vol held foreign-pv"], &["pv-vol ForeignPersistentVolume"]);
 }
 
 #[test]

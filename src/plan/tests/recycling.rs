@@ -189,7 +189,7 @@ fn the_end_of_a_scrub_lets_the_pv_go() {
 /// What may hold a volume before its scrub, each on its own.
 #[test]
 fn a_scrub_waits_for_everything_that_can_be_observed() {
-    let holds: [(&str, fn(&mut World)); 16] = [
+    let holds: [(&str, Change); 16] = [
         ("job-running", |w| {
             done(w.job("pv-vol", job("pv-vol", "uid-vol", JobProgress::AtWork)));
         }),
@@ -443,7 +443,7 @@ fn kept_data_lets_its_pv_go_only_once_it_was_taken_out() {
         .annotated(names::RETAINED, "keep");
     let let_go: &[&str] = &["let go pv-vol: finalizers="];
     let still: &[&str] = &[];
-    let cases: [(&str, &[&str], fn(&mut World)); 8] = [
+    let cases: [(&str, &[&str], Change); 9] = [
         ("there", still, |w| done(w.entry("vol", mount("a")))),
         ("other storage there", still, |w| done(w.entry("vol", mount("b")))),
         ("hangs", still, |w| {
@@ -454,8 +454,14 @@ fn kept_data_lets_its_pv_go_only_once_it_was_taken_out() {
             w.observed.directories.insert(key("fast"), Directory::Missing);
         }),
         ("renamed", still, |w| done(w.entry("vol2", mount("a")))),
-        ("unmounted", let_go, |w| done(w.entry("vol", EntryKind::PlainDirectory))),
-        ("removed", let_go, |_| {}),
+        // As after a reboot, when the mount or the disk is late.
+        ("unmounted", still, |w| done(w.entry("vol", EntryKind::PlainDirectory))),
+        ("removed a moment ago", still, |w| {
+            w.memory.missing_since.insert("uid-vol".into(), w.now - secs(59));
+        }),
+        ("removed", let_go, |w| {
+            w.memory.missing_since.insert("uid-vol".into(), w.now - secs(60));
+        }),
     ];
     for (what, actions, happens) in cases {
         let mut w = world();

@@ -532,5 +532,8 @@ impl World {
     }
 }
 
+/// A change of a world, as a table has it.
+pub(super) type Change = fn(&mut World);
+
 /// Ends a chain of changes in a table.
 pub(super) fn done(_: &mut World) {}

@@ -1,5 +1,8 @@
 //! A node for tests: a private mount namespace, discovery directories in it, the real daemon, and a real control plane.
 
+// Each test binary uses what it needs.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -57,6 +60,9 @@ pub const WORLDS: [World; 4] = [
         sees_pods: false,
     },
 ];
+
+/// Both permission modes, on nodes that see the mounts of pods: for tests that are not about scrubbing.
+pub const MODES: [World; 2] = [WORLDS[0], WORLDS[2]];
 
 fn plane() -> Result<&'static Plane, String> {
     static PLANE: OnceLock<Result<Plane, String>> = OnceLock::new();
@@ -172,35 +178,50 @@ impl Node {
                 ..ScanSettings::default()
             },
         };
-        // Its hostname label is not its name, as on some clouds.
-        plane.create_node(&name, &format!("host-{name}")).await?;
-        let admin = plane.client().await?;
-        Ok(Self {
+        let node = Self {
             plane,
             world,
             name,
-            admin,
+            admin: plane.client().await?,
             dir,
             settings: settings.into(),
             daemon: None.into(),
-        })
+        };
+        // Its hostname label is not its name, as on some clouds.
+        plane.create_node(&node.name, &node.hostname()).await?;
+        Ok(node)
     }
 
     /// A class of this node: its StorageClass is made, its directory too, and it is configured.
     pub async fn class(&self, policy: &str, extra: &str) -> Result<String> {
-        let existing = std::fs::read_dir(self.dir.path())?.count();
-        let class = format!("{}-c{existing}", self.name);
+        let class = self.free_class_name()?;
         self.plane.create_storage_class(&class, policy).await?;
-        let directory = self.dir.path().join(&class);
-        std::fs::create_dir(&directory)?;
-        let path = self.dir.path().join("config/storageClassMap");
+        std::fs::create_dir(self.path(&class))?;
+        self.configure_class(&class, extra)?;
+        Ok(class)
+    }
+
+    /// A name for a class that no other test has.
+    pub fn free_class_name(&self) -> Result<String> {
+        let existing = std::fs::read_dir(self.dir.path())?.count();
+        Ok(format!("{}-c{existing}", self.name))
+    }
+
+    /// Adds a class to storageClassMap; neither its StorageClass nor its directory is made.
+    pub fn configure_class(&self, class: &str, extra: &str) -> Result<()> {
+        let path = self.path("config/storageClassMap");
         let mut map = std::fs::read_to_string(&path).unwrap_or_default();
-        map.push_str(&format!(
+        map.push_str(&self.settings_of(class, extra));
+        Ok(std::fs::write(path, map)?)
+    }
+
+    /// A class as it stands in storageClassMap.
+    pub fn settings_of(&self, class: &str, extra: &str) -> String {
+        let directory = self.path(class);
+        format!(
             "{class}:\n  hostDir: {0}\n  mountDir: {0}\n{extra}",
             directory.display()
-        ));
-        std::fs::write(path, map)?;
-        Ok(class)
+        )
     }
 
     /// Writes a key of the configuration.
@@ -220,10 +241,37 @@ impl Node {
 
     /// Mounts a tmpfs at an entry.
     pub fn tmpfs(&self, class: &str, entry: &str) -> Result<PathBuf> {
+        self.tmpfs_of(class, entry, 16 << 20)
+    }
+
+    /// Mounts a tmpfs of this size in bytes at an entry.
+    pub fn tmpfs_of(&self, class: &str, entry: &str, bytes: u64) -> Result<PathBuf> {
         let path = self.entry(class, entry);
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
-        mounts::tmpfs(&path, 16 << 20)?;
+        mounts::tmpfs(&path, bytes)?;
         Ok(path)
+    }
+
+    /// The value of this node's label `kubernetes.io/hostname`.
+    pub fn hostname(&self) -> String {
+        format!("host-{}", self.name)
+    }
+
+    /// Whether the daemon may patch PVs.
+    pub fn patches(&self) -> bool {
+        self.world.user == "full"
+    }
+
+    /// Changes the settings that the daemon is started with.
+    pub fn set(&self, change: impl FnOnce(&mut Settings)) {
+        change(&mut self.settings.borrow_mut());
+    }
+
+    /// Gives the daemon an address for its endpoints.
+    pub fn listen(&self) -> Result<std::net::SocketAddr> {
+        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        self.set(|settings| settings.listen_address = Some(address));
+        Ok(address)
     }
 
     /// Starts the daemon.
@@ -305,6 +353,29 @@ impl Node {
         pv.context("no PV")
     }
 
+    /// Waits until exactly these entries are published and Available.
+    pub async fn exactly(&self, entries: &[&str]) -> Result<BTreeMap<String, PersistentVolume>> {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let published = self.published().await?;
+            let all_available = published.values().all(|pv| phase(pv) == "Available");
+            if all_available
+                && published
+                    .keys()
+                    .eq(entries.iter().copied().collect::<std::collections::BTreeSet<_>>())
+            {
+                return Ok(published);
+            }
+            if tokio::time::Instant::now() > end {
+                bail!(
+                    "not within {DEADLINE:?}: {entries:?} are published; there are {:?}",
+                    published.keys()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until the entry is Available under another UID.
     pub async fn again(&self, entry: &str, former: &PersistentVolume) -> Result<PersistentVolume> {
         let what = format!("{entry} is Available with another UID than {:?}", former.uid());
@@ -338,7 +409,7 @@ impl Node {
             container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
         }
         let pod = json!({"metadata": {"name": claim}, "spec": {"containers": [container],
-            "nodeSelector": {"kubernetes.io/hostname": format!("host-{}", self.name)},
+            "nodeSelector": {"kubernetes.io/hostname": self.hostname()},
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}});
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), "default");
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
@@ -435,6 +506,39 @@ impl Node {
             })
             .collect();
         format!("in {:?} on node {}; PVs: {summary:#?}", self.world, self.name)
+    }
+}
+
+/// Asks the daemon's endpoint: the status code and the body.
+pub async fn http_get(address: std::net::SocketAddr, path: &str) -> Result<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((code.context("no HTTP answer")?, answer))
+}
+
+/// Waits until a condition on the answer of one of the daemon's endpoints holds.
+pub async fn http_until(
+    address: std::net::SocketAddr,
+    path: &str,
+    holds: impl Fn(u16, &str) -> bool,
+) -> Result<String> {
+    let end = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let answer = http_get(address, path).await;
+        if let Ok((code, body)) = &answer
+            && holds(*code, body)
+        {
+            return Ok(body.clone());
+        }
+        if tokio::time::Instant::now() > end {
+            bail!("{path} does not say so within {DEADLINE:?}: {answer:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
