@@ -6,7 +6,7 @@ use anyhow::Context;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::client::ClientBuilder;
 use kube::core::Status;
 use kube::{Client, Config};
@@ -258,39 +258,4 @@ pub async fn may(
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let answer = api.create(&PostParams::default(), &review).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
-}
-
-/// Whether objects of a kind may be listed and watched: by asking, or where asking is refused, by trying.
-///
-/// # Errors
-/// The server did not answer.
-pub async fn may_watch<K>(
-    api: &Api<K>,
-    group: &str,
-    resource: &str,
-    namespace: Option<&str>,
-) -> Result<bool, WriteError>
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let client = api.clone().into_client();
-    for verb in ["list", "watch"] {
-        match may(&client, verb, group, resource, namespace).await {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            Err(WriteError::Forbidden(_) | WriteError::Absent) => {
-                return match api
-                    .list_metadata(&ListParams::default().limit(1))
-                    .await
-                    .map_err(WriteError::from)
-                {
-                    Ok(_) => Ok(true),
-                    Err(WriteError::Forbidden(_)) => Ok(false),
-                    Err(err) => Err(err),
-                };
-            }
-            Err(err) => return Err(err),
-        }
-    }
-    Ok(true)
 }

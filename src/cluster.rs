@@ -270,7 +270,7 @@ pub struct Pv {
     pub class: String,
     /// `spec.local.path`; `None` for a PV of another type.
     pub path: Option<PathBuf>,
-    /// Values of `kubernetes.io/hostname` in the node affinity.
+    /// Values of `kubernetes.io/hostname` in the first term of the node affinity.
     pub hostnames: Vec<String>,
     /// `spec.capacity.storage`.
     pub capacity: String,
@@ -437,7 +437,8 @@ fn hostnames(spec: &core::PersistentVolumeSpec) -> Vec<String> {
     spec.node_affinity
         .iter()
         .flat_map(|affinity| affinity.required.iter())
-        .flat_map(|required| required.node_selector_terms.iter())
+        // Ours is the first; a class's selector follows.
+        .flat_map(|required| required.node_selector_terms.first())
         .flat_map(|term| term.match_expressions.iter().flatten())
         .filter(|expression| expression.key == names::HOSTNAME_LABEL && expression.operator == "In")
         .flat_map(|expression| expression.values.iter().flatten().cloned())

@@ -132,7 +132,11 @@ impl VolumeId {
     /// exist any more, whatever is at its path now, and even if nothing is.
     #[must_use]
     pub fn lost_with_reboot(&self, boot_id: &str) -> bool {
-        self.kind == IdKind::Volatile && self.get(part::BOOT).is_some_and(|boot| boot != boot_id)
+        // A boot id that could not be read says nothing.
+        let known = |boot: &str| !boot.is_empty();
+        self.kind == IdKind::Volatile
+            && known(boot_id)
+            && self.get(part::BOOT).is_some_and(|boot| known(boot) && boot != boot_id)
     }
 
     /// Compares what was noted (`self`) with what is there `now`.
@@ -164,37 +168,36 @@ impl VolumeId {
             Comparison::Different
         }
     }
+}
 
-    /// Whether this storage and that one have something in common: they are the same, or one is a subtree of the other's
-    /// filesystem, or a partition of the other's disk. Who is given one of them sees (part of) the other.
+impl VolumeId {
+    /// Whether one of the two contains the other, or a part of it, as far as their ids tell: the same filesystem with one
+    /// subtree in the other, or the same disk with at most one of them naming a partition.
     #[must_use]
-    pub fn overlaps(&self, now: &Self) -> bool {
-        if self.compare(now) == Comparison::Same {
-            return true;
-        }
-        let without = |id: &Self, keys: &[&str]| Self {
-            kind: id.kind,
-            parts: id
-                .parts
-                .iter()
-                .filter(|(key, _)| !keys.contains(&key.as_str()))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let same = |keys: &[&str]| {
+            keys.iter()
+                .all(|key| self.get(key).is_some() && self.get(key) == other.get(key))
         };
-        let same_but_for = |keys: &[&str]| without(self, keys).compare(&without(now, keys)) == Comparison::Same;
-        let subtree = |id| Path::new(Self::get(id, part::SUBTREE).unwrap_or("/"));
-        let (one, other) = (subtree(self), subtree(now));
-        match self.kind {
-            IdKind::Filesystem | IdKind::Volatile => {
-                one != other
-                    && (one.starts_with(other) || other.starts_with(one))
-                    && same_but_for(&[part::SUBTREE, part::HANDLE, part::INODE, part::BTIME])
-            }
-            IdKind::Device => {
-                self.get(part::PARTITION).is_some() != now.get(part::PARTITION).is_some()
-                    && same_but_for(&[part::PARTITION, part::START, part::PARTUUID])
-            }
+        let filesystem = [part::UUID, part::FSID].iter().any(|key| same(&[key]));
+        if filesystem {
+            return match (self.get(part::SUBTREE), other.get(part::SUBTREE)) {
+                (Some(one), Some(two)) => {
+                    let (one, two) = (Path::new(one), Path::new(two));
+                    one.starts_with(two) || two.starts_with(one)
+                }
+                _ => true,
+            };
         }
+        if self.kind != IdKind::Device && other.kind != IdKind::Device {
+            return false; // Two filesystems, whose disk may be the same: each has a partition of its own.
+        }
+        let disk = [part::WWN, part::SERIAL, part::DM, part::MD]
+            .iter()
+            .any(|key| same(&[key]))
+            || same(&[part::LOOP_INODE, part::LOOP_DEVICE, part::LOOP_OFFSET]);
+        let (one, two) = (self.get(part::PARTITION), other.get(part::PARTITION));
+        disk && (one.is_none() || two.is_none() || one == two)
     }
 }
 
@@ -234,7 +237,8 @@ impl Pair<'_> {
     }
 
     fn same_boot(&self) -> bool {
-        self.both(part::BOOT).is_some_and(|(noted, now)| noted == now)
+        self.both(part::BOOT)
+            .is_some_and(|(noted, now)| noted == now && !now.is_empty())
     }
 
     /// Whether the device tells by itself which it is: a disk that was unplugged and plugged in again is the same.

@@ -158,34 +158,17 @@ impl Memory {
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
-        self.forget_clean();
         self.retries.retain(|_, retry| retry.due + FORGET > now);
         self.let_go
             .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
         for pv in after.pvs.values() {
-            if pv.phase == Phase::Released || pv.deleting {
+            if pv.phase == Phase::Released || (pv.deleting && pv.phase != Phase::Bound && !pv.is_protected()) {
                 self.released_since.entry(pv.uid.clone()).or_insert(now);
             } else {
                 self.released_since.remove(&pv.uid);
             }
             self.forget_outdated_scrub(pv);
         }
-    }
-
-    /// A volume whose PV ended by itself while, or after, we scrubbed it for the same release is clean: such as when the
-    /// answer to the write that let it go was lost.
-    fn forget_clean(&mut self) {
-        let scrubs = &mut self.scrubs;
-        self.gone.retain(|_, gone| {
-            let clean = scrubs.get(&gone.pv.uid).is_some_and(|scrub| {
-                matches!(scrub.state, ScrubState::Clean { settled: true, .. })
-                    && scrub.claim_uid.as_deref() == gone.pv.claim_uid()
-            });
-            if clean {
-                scrubs.remove(&gone.pv.uid);
-            }
-            !clean
-        });
     }
 
     /// A scrub counts only for the release that it was made for.
@@ -251,6 +234,15 @@ impl Memory {
         let usage = pv.usage(self.watched_since_creation.contains(&pv.uid));
         if usage == Use::Unused {
             return;
+        }
+        if let Some(Scrub {
+            state: ScrubState::Clean { settled: true, .. },
+            claim_uid,
+            ..
+        }) = self.scrubs.get(&pv.uid)
+            && claim_uid.as_deref() == pv.claim_uid()
+        {
+            return; // Scrubbed after its last claim: the answer to letting it go was lost.
         }
         if let Some(path) = pv.path.clone() {
             self.released_since.entry(pv.uid.clone()).or_insert(now);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -66,11 +66,13 @@ struct Daemon {
     _mount_tables: Option<MountTables>,
     eyes: Option<Eyes>,
     mode: Mode,
-    watches_of_pvs: Vec<tokio::task::JoinHandle<()>>,
-    /// The hostname label that PVs are watched for.
-    watched_hostname: Option<String>,
+    /// Run as long as the daemon does.
+    watches: JoinSet<()>,
+    pv_watches: JoinSet<()>,
+    /// For which hostname and mode.
+    watched_pvs: Option<(String, Mode)>,
+    /// When what the watch does not show was read last.
     unwatched_read: Instant,
-    mode_asked: Instant,
     node_watched: bool,
     node_read: Option<Instant>,
     config: Option<Config>,
@@ -155,6 +157,7 @@ impl Daemon {
             tokio::select! {
                 () = self.shared.wake.notified() => {}
                 Some(done) = self.tasks.join_next() => self.settle_task(done)?,
+                Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
                 () = tokio::time::sleep(wait) => {}
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
@@ -176,8 +179,14 @@ impl Daemon {
         if let Some(loaded) = look.config {
             self.take_config(loaded);
         }
+        self.shared
+            .store()
+            .use_node_name_only(self.config.as_ref().is_some_and(|config| config.use_node_name_only));
+        self.watch_pvs();
         self.note_directories(&look.observed);
-        self.follow_identity();
+        if !self.node_watched && self.shared.store().ownership().is_none() {
+            self.read_node(); // What cannot be watched is read for as long as its label is missing.
+        }
         let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
         if self.health.waits_for(waiting_for.clone()) {
             if waiting_for.is_empty() {
@@ -203,10 +212,19 @@ impl Daemon {
         }
         drop(store);
         let plan = self.plan(&config, &ownership, &node, &look.observed);
+        let marked = |store: &crate::store::Store| {
+            store
+                .cluster()
+                .pvs
+                .values()
+                .any(|pv| pv.deleting && pv.has_our_finalizer())
+        };
+        if self.mode == Mode::Classic && marked(&self.shared.store()) {
+            self.ask_mode(); // A grant that was away for a moment leaves PVs that nobody may let go.
+        }
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
         self.tell(&plan, &ownership);
-        self.ask_mode_again(&plan);
         let due = plan.wake_at;
         for action in plan.actions {
             self.start(action, began);
@@ -221,6 +239,10 @@ impl Daemon {
         if store.gaps() != self.gaps {
             self.gaps = store.gaps();
             self.memory.watched_since_creation.clear();
+        }
+        for uid in store.take_seen_used() {
+            // What was used once is not unused because it was watched.
+            self.memory.watched_since_creation.remove(&uid);
         }
         let endings = store.take_endings();
         self.memory.note(&endings, store.cluster(), ownership, now);
@@ -380,9 +402,8 @@ impl Daemon {
         for (_, cancel) in self.running.values() {
             cancel.cancel();
         }
-        for watch in std::mem::take(&mut self.watches_of_pvs) {
-            watch.abort();
-        }
+        self.watches.abort_all();
+        self.pv_watches.abort_all();
         let ended = tokio::time::timeout(Duration::from_secs(20), async {
             while self.tasks.join_next().await.is_some() {}
         });

@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, cleaning_job};
+use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, Use, cleaning_job};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -20,14 +20,18 @@ const ENDED: usize = 1024;
 pub struct Store {
     cluster: Cluster,
     ownership: Option<Ownership>,
-    /// `useNodeNameOnly`.
-    node_name_only: bool,
     /// PVs listed since the last restart of their watch, until the list is complete.
     relist: Option<BTreeMap<String, Pv>>,
     /// PVs that the watch does not show any more, or that a write met: to be read by name before anything is concluded.
     doubtful: BTreeSet<String>,
     /// How often the watch of PVs may have missed changes.
     gaps: u64,
+    /// Counts changes that matter to anybody.
+    version: u64,
+    /// `useNodeNameOnly`.
+    node_name_only: bool,
+    /// UIDs of PVs that were seen used since the loop last asked, if only for a moment.
+    seen_used: Vec<String>,
     /// PVs that ended since the loop last asked, as they were last seen.
     endings: Vec<Pv>,
     /// UIDs of PVs that ended lately: a watch that lags behind our own writes must not bring them back.
@@ -80,48 +84,58 @@ impl Store {
 
     /// A write or a watch says that what is known of this PV may be out of date.
     pub fn doubt(&mut self, name: &str) {
+        self.version += 1;
         self.doubtful.insert(name.to_owned());
+    }
+
+    /// Counts the changes: another number, another store.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// The own Node as read or watched.
     pub fn node(&mut self, node: &core::Node) {
-        self.cluster.node = Some(Node::from(node));
-        self.identify();
+        let node = Node::from(node);
+        if self.cluster.node.as_ref() != Some(&node) {
+            self.cluster.node = Some(node);
+            self.identify();
+        }
     }
 
-    /// `useNodeNameOnly` as it stands in the configuration now.
-    pub fn node_name_only(&mut self, node_name_only: bool) {
-        self.node_name_only = node_name_only;
-        self.identify();
+    /// `useNodeNameOnly`, as configured now.
+    pub fn use_node_name_only(&mut self, only: bool) {
+        if self.node_name_only != only {
+            self.node_name_only = only;
+            self.identify();
+        }
     }
 
     fn identify(&mut self) {
-        let identity = |node: &Node| {
+        self.version += 1;
+        self.ownership = self.cluster.node.as_ref().and_then(|node| {
             Some(Ownership {
                 node_name: node.name.clone(),
                 node_uid: node.uid.clone(),
                 hostname: node.hostname()?.to_owned(),
                 node_name_only: self.node_name_only,
             })
-        };
-        self.ownership = self.cluster.node.as_ref().and_then(identity);
+        });
     }
 
-    /// PVs are listed for another hostname label: until that is done, nothing is known.
+    /// PVs are listed for another hostname label, or in another way: until that is done, nothing is known.
     pub fn pvs_unknown(&mut self) {
         self.pvs_listed = false;
         self.former_listed = false;
+        self.version += 1;
     }
 
-    /// Own PVs that a watch by our label does not show: foreign ones in our way, and those without the label.
+    /// PVs that a watch by our label does not show: foreign ones in our way, and those without the label.
     #[must_use]
     pub fn unwatched(&self) -> Vec<String> {
         let hostname = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
-        let unwatched = self
-            .cluster
-            .pvs
-            .values()
-            .filter(|pv| pv.node_label.as_deref() != hostname);
+        let pvs = self.cluster.pvs.values();
+        let unwatched = pvs.filter(|pv| pv.node_label.as_deref() != hostname);
         unwatched.map(|pv| pv.name.clone()).collect()
     }
 
@@ -150,6 +164,7 @@ impl Store {
 
     /// The list is complete.
     pub fn pvs_complete(&mut self) {
+        self.version += 1;
         self.gaps += 1;
         self.pvs_listed = true;
         let Some(listed) = self.relist.take() else { return };
@@ -169,7 +184,7 @@ impl Store {
         if self.concerns_us(&pv) {
             self.put(pv);
         } else if self.cluster.pvs.contains_key(&pv.name) {
-            self.doubtful.insert(pv.name);
+            self.doubt(&pv.name);
         }
     }
 
@@ -192,6 +207,10 @@ impl Store {
     }
 
     fn insert(&mut self, pv: Pv) {
+        self.version += 1;
+        if pv.usage(false) == Use::Used {
+            self.seen_used.push(pv.uid.clone());
+        }
         self.cluster.names_taken.remove(&pv.name);
         let uid = pv.uid.clone();
         if let Some(former) = self.cluster.pvs.insert(pv.name.clone(), pv)
@@ -202,11 +221,17 @@ impl Store {
     }
 
     fn end(&mut self, pv: Pv) {
+        self.version += 1;
         self.ended.push_back(pv.uid.clone());
         if self.ended.len() > ENDED {
             self.ended.pop_front();
         }
         self.endings.push(pv);
+    }
+
+    /// UIDs of PVs that were seen used since this was last asked.
+    pub fn take_seen_used(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.seen_used)
     }
 
     /// PVs that ended since this was last asked, as they were last seen.
@@ -225,7 +250,7 @@ impl Store {
         if pv.deleting && pv.finalizers.is_empty() {
             self.pv_gone(&pv.name, &pv.uid);
         } else {
-            self.doubtful.insert(pv.name);
+            self.doubt(&pv.name);
         }
     }
 
@@ -241,6 +266,7 @@ impl Store {
     /// What reading a PV by its name has shown.
     pub fn read_by_name(&mut self, name: &str, found: Option<&core::PersistentVolume>) {
         self.doubtful.remove(name);
+        self.version += 1;
         match found {
             None => {
                 self.cluster.names_taken.remove(name);
@@ -251,8 +277,8 @@ impl Store {
             Some(found) => {
                 let pv = Pv::from(found);
                 if self.concerns_us(&pv) {
-                    // Unconditionally: this is newer than anything the watch has shown.
-                    self.insert(pv);
+                    // The watch may have shown something newer meanwhile.
+                    self.put(pv);
                 } else {
                     if let Some(former) = self.cluster.pvs.remove(name) {
                         self.end(former);
@@ -265,11 +291,13 @@ impl Store {
 
     /// PVs that the label-scoped watch cannot see were looked for.
     pub fn former_listed(&mut self) {
+        self.version += 1;
         self.former_listed = true;
     }
 
     /// The StorageClasses, all of them.
     pub fn classes(&mut self, classes: &BTreeMap<String, StorageClass>) {
+        self.version += 1;
         self.classes_listed = true;
         self.cluster.storage_classes = classes
             .iter()
@@ -279,18 +307,21 @@ impl Store {
 
     /// StorageClasses of a dry run without a cluster.
     pub fn assume_classes(&mut self, classes: BTreeMap<String, crate::cluster::StorageClass>) {
+        self.version += 1;
         self.classes_listed = true;
         self.cluster.storage_classes = classes;
     }
 
     /// The cleaning Jobs, all of them.
     pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
+        self.version += 1;
         self.jobs_listed = true;
         self.cluster.jobs = Jobs::Read(jobs.filter_map(cleaning_job).collect());
     }
 
     /// Jobs may not be read.
     pub fn jobs_unreadable(&mut self) {
+        self.version += 1;
         self.jobs_listed = true;
         self.cluster.jobs = Jobs::Unreadable;
     }

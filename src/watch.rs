@@ -45,10 +45,14 @@ impl Shared {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the store and wakes the loop.
+    /// Changes the store, and wakes the loop if that has changed anything: foreign objects and heartbeats do not.
     pub fn update(&self, change: impl FnOnce(&mut Store)) {
-        change(&mut self.store());
-        self.wake.notify_one();
+        let mut store = self.store();
+        let before = store.version();
+        change(&mut store);
+        if store.version() != before {
+            self.wake.notify_one();
+        }
     }
 }
 

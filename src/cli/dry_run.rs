@@ -186,7 +186,7 @@ fn assume(node_name: &str, config: &Config) -> Side {
     node.metadata.labels = Some([(names::HOSTNAME_LABEL.to_owned(), node_name.to_owned())].into());
     let mut store = Store::default();
     // Its UID is not known: the PVs name the node only, and are taken for its own by the daemon there.
-    store.node_name_only(true);
+    store.use_node_name_only(true);
     store.node(&node);
     let class = StorageClass {
         reclaim_policy: "Delete".into(),
@@ -209,7 +209,7 @@ async fn ask(kubeconfig: &Path, node_name: &str, config: &Config) -> anyhow::Res
         .get(node_name)
         .await
         .with_context(|| format!("cannot read node {node_name}; name the node with --node-name"))?;
-    store.node_name_only(config.use_node_name_only);
+    store.use_node_name_only(config.use_node_name_only);
     store.node(&node);
     let mode = crate::api::mode(&client)
         .await

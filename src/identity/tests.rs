@@ -273,18 +273,19 @@ fn a_part_and_its_whole_overlap() {
     for (one, other) in [(&whole, &a), (&whole, &below), (&a, &below), (&a, &a)] {
         assert!(one.overlaps(other) && other.overlaps(one), "{one} {other}");
     }
-    // A directory that was deleted and made again; its neighbour; another filesystem.
+    // A neighbour; another filesystem; one on another partition of the same disk.
     let other = VolumeId::new(IdKind::Filesystem).with(part::UUID, "u2");
-    for (one, other) in [
-        (&a, &filesystem(Some("/a"), "3")),
-        (&a, &filesystem(Some("/ab"), "4")),
-        (&whole, &other),
-        (&a, &other),
-    ] {
+    for (one, other) in [(&a, &filesystem(Some("/ab"), "4")), (&whole, &other), (&a, &other)] {
         assert!(!one.overlaps(other) && !other.overlaps(one), "{one} {other}");
     }
+    let on_disk = |uuid: &str| {
+        VolumeId::new(IdKind::Filesystem)
+            .with(part::UUID, uuid)
+            .with(part::WWN, "w1")
+    };
+    assert!(!on_disk("u1").overlaps(&on_disk("u2")) && on_disk("u1").overlaps(&on_disk("u1")));
     let disk = VolumeId::new(IdKind::Device).with(part::WWN, "w1");
     let partition = |number: &str| disk.clone().with(part::PARTITION, number).with(part::START, number);
     assert!(disk.overlaps(&partition("1")) && partition("1").overlaps(&disk));
-    assert!(!partition("1").overlaps(&partition("2")));
+    assert!(!partition("1").overlaps(&partition("2")) && disk.overlaps(&on_disk("u1")));
 }

@@ -106,8 +106,9 @@ impl Daemon {
     /// The labels that are copied to PVs, and the UID, may have changed: the Node is read before anything is created.
     pub(super) fn read_node(&mut self) {
         const KEY: &str = "the own node";
+        let waits = self.memory.retries.get(KEY).is_some_and(|retry| retry.due > self.now());
         let just_read = self.node_read.is_some_and(|at| at.elapsed() < Duration::from_secs(1));
-        if just_read || self.memory.in_flight.contains(KEY) {
+        if waits || just_read || self.memory.in_flight.contains(KEY) {
             return;
         }
         let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
@@ -289,10 +290,11 @@ impl Daemon {
                 self.memory.in_flight.remove("the own node");
                 match result {
                     Ok(node) => {
+                        self.memory.retries.remove("the own node");
                         self.node_read = Some(Instant::now());
                         self.shared.update(|store| store.node(&node));
                     }
-                    Err(err) => warn!(error = %err, "cannot read the node"),
+                    Err(err) => self.failed("the own node", &err, "read"),
                 }
             }
             Done::Scrubbed { order, result, took } => self.scrubbed(&order, result, took),
@@ -413,17 +415,16 @@ impl Daemon {
             WriteError::Conflict | WriteError::Absent | WriteError::Exists => {
                 self.shared.update(|store| store.doubt(&pv.name))
             }
-            WriteError::Forbidden(_) => {
-                self.failed(&pv.name, err, verb);
-                self.ask_mode();
-            }
-            WriteError::Other(_) => self.failed(&pv.name, err, verb),
+            WriteError::Forbidden(_) | WriteError::Other(_) => self.failed(&pv.name, err, verb),
         }
     }
 
     /// A call failed: it is tried again by a pass when it is due.
     pub(super) fn failed(&mut self, name: &str, err: &WriteError, verb: &str) {
         let now = self.now();
+        if matches!(err, WriteError::Forbidden(_)) && self.mode == Mode::Patch {
+            self.ask_mode();
+        }
         let failures = self.memory.write_failed(name, err.to_string(), now);
         if failures == 1 {
             warn!(pv = name, error = %err, "cannot {verb} PersistentVolume; trying again");
@@ -432,26 +433,16 @@ impl Daemon {
         }
     }
 
-    /// What is held for want of a permission ends with the permission.
-    pub(super) fn ask_mode_again(&mut self, plan: &Plan) {
-        let wants = |volume: &crate::plan::Volume| {
-            matches!(
-                &volume.state,
-                crate::plan::State::Held(crate::reason::Held::NotPermitted(_))
-            )
-        };
-        if plan.volumes.iter().any(wants) && self.mode_asked.elapsed() >= self.settings.limits.discovery_period {
-            self.ask_mode();
-        }
-    }
-
     /// The permissions may have changed.
-    fn ask_mode(&mut self) {
+    pub(super) fn ask_mode(&mut self) {
         const KEY: &str = "the permissions";
-        if self.memory.in_flight.contains(KEY) {
+        let waits = self.memory.retries.get(KEY).is_some_and(|retry| retry.due > self.now());
+        if waits || self.memory.in_flight.contains(KEY) {
             return;
         }
-        self.mode_asked = Instant::now();
+        // Not asked for again for a while, whatever the answer is.
+        let now = self.now();
+        self.memory.write_failed(KEY, "asked".into(), now);
         let client = self.client.clone();
         self.call(KEY, async move { Done::Mode(api::mode(&client).await) });
     }
@@ -462,12 +453,7 @@ impl Daemon {
             Ok(mode) if mode != self.mode => {
                 warn!(from = ?self.mode, to = ?mode, "the permissions have changed");
                 self.mode = mode;
-                let hostname = self
-                    .shared
-                    .store()
-                    .ownership()
-                    .map(|ownership| ownership.hostname.clone());
-                self.watch_pvs(hostname.unwrap_or_default());
+                self.watch_pvs();
             }
             Ok(_) => {}
             Err(err) => warn!(error = %err, "cannot ask for the permissions"),
@@ -499,7 +485,7 @@ impl Daemon {
                     stamp: clean.stamp,
                     settled: clean.settled,
                 };
-                if order.pv_gone && clean.settled {
+                if clean.settled && (order.pv_gone || self.memory.gone.values().any(|gone| gone.pv.uid == *uid)) {
                     self.memory.gone_and_clean(uid);
                     self.memory.scrubs.remove(uid);
                 }

@@ -7,7 +7,7 @@ use super::{
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
@@ -41,10 +41,10 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         _mount_tables: mount_tables,
         eyes: Some(eyes),
         mode: Mode::Classic,
-        watches_of_pvs: Vec::new(),
-        watched_hostname: None,
+        watches: JoinSet::new(),
+        pv_watches: JoinSet::new(),
+        watched_pvs: None,
         unwatched_read: Instant::now(),
-        mode_asked: Instant::now(),
         node_watched: false,
         node_read: None,
         config: None,
@@ -79,71 +79,53 @@ impl Daemon {
             })
             .await;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
-        let (client, shared) = (self.client.clone(), self.shared.clone());
-        tokio::spawn(watch::storage_classes(client.clone(), shared.clone()));
         self.node_watched = self
-            .until("ask for the permissions", |client, _| async move {
-                api::may_watch(&Api::<Node>::all(client), "", "nodes", None).await
+            .until("ask for the permission to watch nodes", |client, _| {
+                may_watch_nodes(client)
             })
             .await;
+        let reads_jobs = self
+            .until("ask for the permission to read Jobs", |client, settings| {
+                may_read_jobs(client, settings.namespace.clone())
+            })
+            .await;
+        let (client, shared) = (self.client.clone(), self.shared.clone());
+        self.watches
+            .spawn(watch::storage_classes(client.clone(), shared.clone()));
         if self.node_watched {
-            tokio::spawn(watch::node(
-                client.clone(),
-                shared.clone(),
-                self.settings.node_name.clone(),
-            ));
+            let name = self.settings.node_name.clone();
+            self.watches.spawn(watch::node(client.clone(), shared.clone(), name));
         }
-        let jobs = self
-            .until("ask for the permissions", |client, settings| {
-                let namespace = settings.namespace.clone();
-                async move {
-                    let jobs: Api<Job> = Api::namespaced(client, &namespace);
-                    api::may_watch(&jobs, "batch", "jobs", Some(&namespace)).await
-                }
-            })
-            .await;
-        if jobs {
-            tokio::spawn(watch::jobs(client, shared, self.settings.namespace.clone()));
+        if reads_jobs {
+            let namespace = self.settings.namespace.clone();
+            self.watches
+                .spawn(watch::jobs(client.clone(), shared.clone(), namespace));
         } else {
             shared.update(Store::jobs_unreadable);
         }
     }
 
-    /// Watches the PVs of the node's hostname label as it is now, and whether PVs are named by the node's name only.
-    pub(super) fn follow_identity(&mut self) {
-        let name_only = self.config.as_ref().is_some_and(|config| config.use_node_name_only);
-        let hostname = {
-            let mut store = self.shared.store();
-            store.node_name_only(name_only);
-            store.ownership().map(|ownership| ownership.hostname.clone())
-        };
-        match hostname {
-            Some(hostname) if self.watched_hostname.as_ref() != Some(&hostname) => {
-                self.shared.store().pvs_unknown();
-                self.watch_pvs(hostname);
-            }
-            Some(_) => {}
-            // What cannot be watched is asked for as long as its label is missing.
-            None if !self.node_watched => self.read_node(),
-            None => {}
+    /// Watches the PVs in the way that fits the permissions and the node's hostname label, as they are now.
+    pub(super) fn watch_pvs(&mut self) {
+        let hostname = self
+            .shared
+            .store()
+            .ownership()
+            .map(|ownership| ownership.hostname.clone());
+        let wanted = hostname.map(|hostname| (hostname, self.mode));
+        if wanted == self.watched_pvs {
+            return;
         }
-    }
-
-    /// Starts the watch of PVs that fits the permissions.
-    pub(super) fn watch_pvs(&mut self, hostname: String) {
-        for former in std::mem::take(&mut self.watches_of_pvs) {
-            former.abort();
-        }
+        self.pv_watches = JoinSet::new();
+        self.watched_pvs.clone_from(&wanted);
+        self.shared.store().pvs_unknown();
+        let Some((hostname, mode)) = wanted else { return };
         let (client, shared) = (self.client.clone(), self.shared.clone());
-        let unlabelled = watch::unlabelled_volumes(
-            client.clone(),
-            shared.clone(),
-            self.mode,
-            self.settings.node_name.clone(),
-        );
-        let watch = watch::persistent_volumes(client, shared, self.mode, hostname.clone());
-        self.watches_of_pvs = vec![tokio::spawn(unlabelled), tokio::spawn(watch)];
-        self.watched_hostname = Some(hostname);
+        let name = self.settings.node_name.clone();
+        self.pv_watches
+            .spawn(watch::unlabelled_volumes(client.clone(), shared.clone(), mode, name));
+        self.pv_watches
+            .spawn(watch::persistent_volumes(client, shared, mode, hostname));
     }
 
     /// Reads again, every discovery period, what stands in our way and is not seen by the watch.
@@ -185,4 +167,32 @@ impl Daemon {
 /// Reads the own Node.
 pub(super) async fn read_node(client: Client, name: String) -> Result<Node, WriteError> {
     Ok(Api::<Node>::all(client).get(&name).await?)
+}
+
+/// Whether the own Node may be watched. Where that cannot be asked, it is taken not to be: it is read then.
+async fn may_watch_nodes(client: Client) -> Result<bool, WriteError> {
+    match api::may(&client, "watch", "", "nodes", None).await {
+        Err(WriteError::Forbidden(_)) => Ok(false),
+        answer => answer,
+    }
+}
+
+/// Whether Jobs may be read; where that cannot be asked, by trying. An error is none of these answers: to take it for
+/// "there are no Jobs" would scrub beside one.
+async fn may_read_jobs(client: Client, namespace: String) -> Result<bool, WriteError> {
+    match api::may(&client, "watch", "batch", "jobs", Some(&namespace)).await {
+        Err(WriteError::Forbidden(_)) => {}
+        Ok(true) => return api::may(&client, "list", "batch", "jobs", Some(&namespace)).await,
+        answer => return answer,
+    }
+    let jobs: Api<Job> = Api::namespaced(client, &namespace);
+    match jobs
+        .list(&ListParams::default().limit(1))
+        .await
+        .map_err(WriteError::from)
+    {
+        Ok(_) => Ok(true),
+        Err(WriteError::Forbidden(_)) => Ok(false),
+        Err(err) => Err(err),
+    }
 }
