@@ -220,7 +220,7 @@ pub enum Phase {
 }
 
 /// `spec.claimRef` of a PV.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimRef {
     /// Namespace of the claim.
     pub namespace: String,
@@ -284,6 +284,8 @@ pub struct Pv {
     pub phase: Phase,
     /// `status.lastPhaseTransitionTime`.
     pub phase_since: Option<Timestamp>,
+    /// This process saw it in use, whatever it says now.
+    pub seen_used: bool,
 }
 
 /// The annotations that are kept of a PV.
@@ -343,7 +345,8 @@ impl Pv {
     /// Whether it was ever bound. `watched_since_creation`: this process saw every change of it, without a gap.
     #[must_use]
     pub fn usage(&self, watched_since_creation: bool) -> Use {
-        let used = self.annotations.contains_key(names::USED)
+        let used = self.seen_used
+            || self.annotations.contains_key(names::USED)
             || self.claim_uid().is_some()
             || self.annotations.contains_key(names::BOUND_BY_CONTROLLER)
             || matches!(self.phase, Phase::Bound | Phase::Released | Phase::Failed);
@@ -429,6 +432,7 @@ impl From<&core::PersistentVolume> for Pv {
                 _ => Phase::Pending,
             },
             phase_since: status.last_phase_transition_time.as_ref().map(|time| time.0),
+            seen_used: false,
         }
     }
 }

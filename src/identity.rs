@@ -189,8 +189,9 @@ impl VolumeId {
                 _ => true,
             };
         }
-        if self.kind != IdKind::Device && other.kind != IdKind::Device {
-            return false; // Two filesystems, whose disk may be the same: each has a partition of its own.
+        if self.kind != IdKind::Device || other.kind != IdKind::Device {
+            // A filesystem's id names its disk, but not its partition: what else is on the disk may be another volume.
+            return false;
         }
         let disk = [part::WWN, part::SERIAL, part::DM, part::MD]
             .iter()

@@ -4,6 +4,9 @@
 //! matters then. It makes passes cheap (back-off), patient (grace periods) and, without patch permission, careful about
 //! what was seen.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,8 +36,9 @@ pub struct Memory {
     pub retries: BTreeMap<String, Retry>,
     /// PVs, by name, that an API call is under way for.
     pub in_flight: BTreeSet<String>,
-    /// The last readings of claims, by namespace and name.
-    pub claims: BTreeMap<(String, String), ClaimReading>,
+    /// The last readings of claims, by what PVs call them. The UID is part of it: that there was no claim of that name
+    /// says nothing about one that was made later.
+    pub claims: BTreeMap<ClaimRef, ClaimReading>,
 }
 
 /// A PV that ended although we did not let it go.
@@ -97,6 +101,13 @@ pub struct Scrub {
     pub state: ScrubState,
 }
 
+impl Scrub {
+    /// Whether the volume is known to be clean of what the last claim of this PV left.
+    fn covers(&self, pv: &Pv) -> bool {
+        matches!(self.state, ScrubState::Clean { settled: true, .. }) && self.claim_uid.as_deref() == pv.claim_uid()
+    }
+}
+
 /// Where a scrub stands.
 #[derive(Debug, Clone)]
 pub enum ScrubState {
@@ -149,6 +160,10 @@ impl Memory {
         for pv in endings {
             self.note_end(pv, ownership, now);
         }
+        // A scrub that was at work when its PV ended counts.
+        let scrubs = &self.scrubs;
+        self.gone
+            .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
@@ -159,9 +174,11 @@ impl Memory {
             matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
         self.retries.retain(|_, retry| retry.due + FORGET > now);
+        self.claims.retain(|_, reading| reading.at + FORGET > now);
         self.let_go
             .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
         for pv in after.pvs.values() {
+            // One that is deleted while it is bound is not released before its claim is gone.
             if pv.phase == Phase::Released || (pv.deleting && pv.phase != Phase::Bound && !pv.is_protected()) {
                 self.released_since.entry(pv.uid.clone()).or_insert(now);
             } else {
@@ -228,21 +245,20 @@ impl Memory {
     }
 
     fn note_end(&mut self, pv: &Pv, ownership: &Ownership, now: Duration) {
-        if self.let_go.contains_key(&pv.uid) || ownership.of(pv) == Owner::Foreign {
+        if self.let_go.contains_key(&pv.uid) {
             return;
         }
-        let usage = pv.usage(self.watched_since_creation.contains(&pv.uid));
+        let mut usage = pv.usage(self.watched_since_creation.contains(&pv.uid));
         if usage == Use::Unused {
             return;
         }
-        if let Some(Scrub {
-            state: ScrubState::Clean { settled: true, .. },
-            claim_uid,
-            ..
-        }) = self.scrubs.get(&pv.uid)
-            && claim_uid.as_deref() == pv.claim_uid()
-        {
-            return; // Scrubbed after its last claim: the answer to letting it go was lost.
+        if ownership.of(pv) == Owner::Foreign {
+            usage = Use::Unknown; // What another program's PV left is the operator's to judge.
+        }
+        // Its end may be seen before the answer to the write that let it go, or that answer is lost.
+        let scrubbed = self.scrubs.get(&pv.uid).is_some_and(|scrub| scrub.covers(pv));
+        if scrubbed {
+            return;
         }
         if let Some(path) = pv.path.clone() {
             self.released_since.entry(pv.uid.clone()).or_insert(now);
@@ -267,21 +283,6 @@ impl Memory {
     /// The claim that a PV names, as last read.
     #[must_use]
     pub fn claim(&self, claim: &ClaimRef) -> Option<&ClaimReading> {
-        self.claims.get(&(claim.namespace.clone(), claim.name.clone()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_up_to_its_bound() {
-        assert_eq!(api_backoff(1), Duration::from_millis(100));
-        assert_eq!(api_backoff(3), Duration::from_millis(400));
-        assert_eq!(api_backoff(50), Duration::from_secs(10));
-        assert_eq!(scrub_backoff(1), Duration::from_secs(1));
-        assert_eq!(scrub_backoff(9), Duration::from_secs(256));
-        assert_eq!(scrub_backoff(10), Duration::from_secs(300));
+        self.claims.get(claim)
     }
 }

@@ -13,7 +13,7 @@ pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 /// Annotation: the identity of the storage that was published.
 pub const VOLUME_ID: &str = "local-volume-provisioner/volume-id";
 /// Annotation: set to `seen-while-bound` where the id was noted only after the volume had been bound (a PV of the
-/// classic program).
+/// classic program), to `unknown` where it could not be noted at all.
 pub const VOLUME_ID_ORIGIN: &str = "local-volume-provisioner/volume-id-origin";
 /// Annotation: UID of the first claim that this PV was bound to.
 pub const USED: &str = "local-volume-provisioner/used";

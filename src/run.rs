@@ -240,10 +240,6 @@ impl Daemon {
             self.gaps = store.gaps();
             self.memory.watched_since_creation.clear();
         }
-        for uid in store.take_seen_used() {
-            // What was used once is not unused because it was watched.
-            self.memory.watched_since_creation.remove(&uid);
-        }
         let endings = store.take_endings();
         self.memory.note(&endings, store.cluster(), ownership, now);
         let progress = self

@@ -3,6 +3,9 @@
 //! Synchronous and without a client: a watch hands in what it saw, a writer hands in what the server answered. What is
 //! kept of an object is only what is used.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
@@ -30,8 +33,6 @@ pub struct Store {
     version: u64,
     /// `useNodeNameOnly`.
     node_name_only: bool,
-    /// UIDs of PVs that were seen used since the loop last asked, if only for a moment.
-    seen_used: Vec<String>,
     /// PVs that ended since the loop last asked, as they were last seen.
     endings: Vec<Pv>,
     /// UIDs of PVs that ended lately: a watch that lags behind our own writes must not bring them back.
@@ -206,12 +207,12 @@ impl Store {
         }
     }
 
-    fn insert(&mut self, pv: Pv) {
+    fn insert(&mut self, mut pv: Pv) {
         self.version += 1;
-        if pv.usage(false) == Use::Used {
-            self.seen_used.push(pv.uid.clone());
-        }
         self.cluster.names_taken.remove(&pv.name);
+        if let Some(known) = self.cluster.pvs.get(&pv.name) {
+            pv.seen_used = known.uid == pv.uid && known.usage(true) == Use::Used;
+        }
         let uid = pv.uid.clone();
         if let Some(former) = self.cluster.pvs.insert(pv.name.clone(), pv)
             && former.uid != uid
@@ -227,11 +228,6 @@ impl Store {
             self.ended.pop_front();
         }
         self.endings.push(pv);
-    }
-
-    /// UIDs of PVs that were seen used since this was last asked.
-    pub fn take_seen_used(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.seen_used)
     }
 
     /// PVs that ended since this was last asked, as they were last seen.
@@ -277,8 +273,7 @@ impl Store {
             Some(found) => {
                 let pv = Pv::from(found);
                 if self.concerns_us(&pv) {
-                    // The watch may have shown something newer meanwhile.
-                    self.put(pv);
+                    self.read(pv);
                 } else {
                     if let Some(former) = self.cluster.pvs.remove(name) {
                         self.end(former);
@@ -287,6 +282,16 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// A reading, which the watch may have overtaken.
+    fn read(&mut self, pv: Pv) {
+        if let Some(at) = self.ended.iter().position(|uid| *uid == pv.uid) {
+            // The reading began before the end, or the end was none: another reading tells.
+            self.ended.remove(at);
+            self.doubt(&pv.name);
+        }
+        self.put(pv);
     }
 
     /// PVs that the label-scoped watch cannot see were looked for.

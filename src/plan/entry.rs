@@ -13,6 +13,7 @@ use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
 use crate::pv;
 use crate::reason::{Held, Ignored};
 
+use super::storage::Match;
 use super::{Action, Planner, State, Volume};
 
 /// How long a reading of a claim counts while its end is waited for.
@@ -70,7 +71,9 @@ impl<'a> Planner<'a> {
                 return;
             }
         };
-        if let Some(gone) = self.i.memory.gone.get(path) {
+        if let Some(gone) = self.i.memory.gone.get(path)
+            && !matches!(self.matches(&gone.pv, &entry.kind), Match::LostWithReboot)
+        {
             volume.pv = Some(gone.pv.name.clone());
             volume.state = self.gone(&gone.clone(), key, entry);
             return;
@@ -137,7 +140,10 @@ impl<'a> Planner<'a> {
             return None;
         };
         let same_storage = |dev: u64, subtree: &Path| match kind {
-            EntryKind::Mount(mount) => mount.dev == dev && mount.subtree == subtree,
+            // Also a subPath of it, and a mount that contains it.
+            EntryKind::Mount(mount) => {
+                mount.dev == dev && (subtree.starts_with(&mount.subtree) || mount.subtree.starts_with(subtree))
+            }
             EntryKind::Device(device) => device.dev == dev,
             _ => false,
         };
@@ -152,7 +158,8 @@ impl<'a> Planner<'a> {
         if gone.usage == Use::Unknown {
             return State::Held(Held::UnknownUse);
         }
-        if gone.pv.phase == Phase::Bound
+        // The claim of one that was released is gone; any other may live.
+        if !matches!(gone.pv.phase, Phase::Released | Phase::Failed)
             && let Some(held) = self.claim_may_live(gone)
         {
             return State::Held(held);
@@ -165,7 +172,7 @@ impl<'a> Planner<'a> {
 
     /// A Lost claim binds again to the next PV of that name: nothing is done until the claim is known to be gone.
     fn claim_may_live(&mut self, gone: &GonePv) -> Option<Held> {
-        let claim = gone.pv.claim.clone()?;
+        let claim = gone.pv.claim.clone().filter(|claim| !claim.uid.is_empty())?;
         let held = Held::ClaimMayLive(claim.to_string());
         let reading = self.i.memory.claim(&claim);
         let fresh = reading.filter(|reading| self.i.now < reading.at + CLAIM_READING);

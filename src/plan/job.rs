@@ -1,6 +1,6 @@
 //! Scrubbing devices in Jobs: when one is made, when it counts, and when it goes.
 
-use crate::cluster::{CleaningJob, JobProgress, Jobs, Pv};
+use crate::cluster::{CleaningJob, JobProgress, Jobs, Phase, Pv};
 use crate::job;
 use crate::names;
 use crate::observed::DirectoryKey;
@@ -56,12 +56,17 @@ impl Planner<'_> {
                     then(self, pv);
                     State::Released
                 }
-                Ok(Some(_)) => self.make_job(pv, key),
+                Ok(Some(_)) => self.make_job(pv, key, sight),
             },
         }
     }
 
-    fn make_job(&mut self, pv: &Pv, key: &DirectoryKey) -> State {
+    fn make_job(&mut self, pv: &Pv, key: &DirectoryKey, sight: &Sight<'_>) -> State {
+        let seen = match sight {
+            Sight::Entry(entry) => super::entry::facts_id(&entry.kind),
+            _ => None,
+        };
+        let noted = pv.annotation(names::VOLUME_ID).filter(|_| !super::volume::adopted(pv));
         let Some(image) = self.i.jobs.image else {
             return State::Held(Held::CleanerUnavailable(
                 "useJobForCleaning is set, but JOB_CONTAINER_IMAGE is not: set it to the provisioner's image".into(),
@@ -75,7 +80,7 @@ impl Planner<'_> {
             pv: &pv.name,
             pv_uid: &pv.uid,
             claim_uid: pv.claim_uid(),
-            volume_id: pv.annotation(names::VOLUME_ID).filter(|_| !super::volume::adopted(pv)),
+            volume_id: noted.or(seen.as_deref()),
             directory: key,
             entry: pv.entry().unwrap_or_default(),
             command: &command,
@@ -90,30 +95,29 @@ impl Planner<'_> {
         State::Scrubbing(None)
     }
 
-    /// Removes the own Jobs that nothing waits for. One that is at work for a PV that is gone is let end, and blocks its
-    /// path until then; one that is at work for a PV that is in circulation again is ended.
+    /// Removes the own Jobs that nothing waits for, and ends those that are at work on a volume that is in circulation
+    /// again or for a PV of another UID. One that is at work for a PV that is gone, or whose class does not use Jobs any
+    /// more, is let end: it blocks its path until then.
     pub(super) fn unwanted_jobs(&mut self) {
         let Jobs::Read(jobs) = &self.i.cluster.jobs else { return };
-        for (pv, job) in jobs {
+        for (name, job) in jobs {
             let ours = job.hostname.as_deref() == Some(self.i.ownership.hostname.as_str());
-            if !ours || job.deleting || self.wanted_jobs.contains(pv) {
+            if !ours || job.deleting || self.wanted_jobs.contains(name) {
                 continue;
             }
-            let at_work = job.progress == JobProgress::AtWork;
-            if at_work && !self.i.cluster.pvs.contains_key(pv) {
-                continue;
-            }
-            let why = if at_work {
-                "its PV is not released any more, or not the one it was made for"
-            } else {
-                "it has ended"
+            let why = match (&job.progress, self.i.cluster.pvs.get(name)) {
+                (JobProgress::AtWork, None) => continue,
+                (JobProgress::AtWork, Some(pv)) if pv.uid != job.pv_uid => "it is for an earlier PV of this name",
+                (JobProgress::AtWork, Some(pv)) if pv.deleting || pv.phase == Phase::Released => continue,
+                (JobProgress::AtWork, Some(_)) => "its PV is in circulation again",
+                _ => "it has ended",
             };
             let action = Action::DeleteJob {
-                pv: pv.clone(),
+                pv: name.clone(),
                 job: Box::new(job.clone()),
                 why: why.into(),
             };
-            self.act(pv, action);
+            self.act(name, action);
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use crate::cluster::{Mode, Phase, Pv, Use};
 use crate::config::{Cleaner, VolumeMode};
-use crate::identity::VolumeId;
+use crate::identity::{Comparison, VolumeId};
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::names;
-use crate::observed::{DirectoryKey, EntryKind, HostView};
+use crate::observed::{Directory, DirectoryKey, EntryKind, HostView};
 use crate::reason::Held;
 
-use super::storage::{Match, not_a_volume};
+use super::storage::{Match, not_a_volume, seen_id};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
 
@@ -26,6 +26,32 @@ enum Word {
 }
 
 impl Planner<'_> {
+    /// Stops a scrub whose PV is not what it was when the scrub was ordered: somebody has given it back, or wants what is
+    /// on it.
+    pub(super) fn abort_outdated(&mut self, pv: &Pv) {
+        let Some(Scrub {
+            state: ScrubState::Running,
+            claim_uid,
+            ..
+        }) = self.i.memory.scrubs.get(&pv.uid)
+        else {
+            return;
+        };
+        let why = if claim_uid.as_deref() != pv.claim_uid() {
+            "the claimRef of its PV changed"
+        } else if !pv.deleting && pv.phase != Phase::Released {
+            "its PV is not released any more"
+        } else if pv.reclaim_policy != "Delete" && pv.annotation(names::RETAINED) != Some("scrub") {
+            "the reclaim policy of its PV changed"
+        } else {
+            return;
+        };
+        self.plan.actions.push(Action::AbortScrub {
+            uid: pv.uid.clone(),
+            why: why.into(),
+        });
+    }
+
     /// Released, and not being deleted.
     pub(super) fn released(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>) -> State {
         match pv.reclaim_policy.as_str() {
@@ -69,7 +95,9 @@ impl Planner<'_> {
             return if bound { State::Bound } else { State::Released };
         }
         if !pv.has_our_finalizer() {
-            return State::Held(Held::ForeignFinalizer(pv.finalizers.join(", ")));
+            let held = Held::ForeignFinalizer(pv.finalizers.join(", "));
+            self.hold_notice(pv, &held);
+            return State::Held(held);
         }
         let word = match pv.annotation(names::RETAINED) {
             Some("scrub") => Word::Scrub,
@@ -104,11 +132,37 @@ impl Planner<'_> {
 
     /// `retained=keep`: the PV goes once the entry has gone with its data, so that nobody is given the data.
     fn kept(&mut self, pv: &Pv, sight: &Sight<'_>) -> State {
-        if matches!(sight, Sight::Absent) || not_a_volume(sight, pv.mode).is_some() && matches!(sight, Sight::Entry(_))
-        {
+        let absent = match sight {
+            Sight::Absent => true,
+            Sight::Entry(_) => not_a_volume(sight, pv.mode).is_some(),
+            Sight::Unseen(_) | Sight::Unresponsive(_) => false,
+        };
+        if absent && self.is_taken_out(pv) {
             self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
         }
         State::Held(Held::Kept)
+    }
+
+    /// Whether the directory was read, and what was published is not there under another name.
+    fn is_taken_out(&self, pv: &Pv) -> bool {
+        let key = super::directory_of(self.i.config, pv);
+        let directory = key.and_then(|key| self.i.observed.directories.get(&key));
+        let noted = || pv.annotation(names::VOLUME_ID)?.parse::<VolumeId>().ok();
+        let noted = noted();
+        let is_it = |kind: &EntryKind| match (&noted, seen_id(kind)) {
+            (Some(noted), Some(seen)) => noted.compare(seen) == Comparison::Same,
+            _ => false,
+        };
+        let entries = self
+            .i
+            .observed
+            .directories
+            .values()
+            .flat_map(|directory| match directory {
+                Directory::Read(entries) => entries.as_slice(),
+                _ => &[],
+            });
+        matches!(directory, Some(Directory::Read(_))) && !entries.into_iter().any(|entry| is_it(&entry.kind))
     }
 
     /// A claimRef on an Available PV that is being deleted is a bind that cannot complete; it has ended when the claim
@@ -164,6 +218,7 @@ impl Planner<'_> {
             return State::Held(Held::ClassNotConfigured);
         };
         if let Sight::Unresponsive(call) = sight {
+            self.hold_notice(pv, &Held::Unreadable((*call).to_owned()));
             return State::Unresponsive((*call).to_owned());
         }
         let state = self.scrub_step(pv, false, key, sight, then);
@@ -188,15 +243,8 @@ impl Planner<'_> {
         match scrub {
             Some(Scrub {
                 state: ScrubState::Running,
-                claim_uid,
                 ..
             }) => {
-                if !gone && claim_uid.as_deref() != pv.claim_uid() {
-                    self.plan.actions.push(Action::AbortScrub {
-                        uid: pv.uid.clone(),
-                        why: "the claimRef of its PV changed".into(),
-                    });
-                }
                 return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
             }
             Some(Scrub {
@@ -246,7 +294,7 @@ impl Planner<'_> {
                 then(self, pv); // It went with a reboot: there is nothing to scrub.
                 State::Released
             }
-            Ok(Some(medium)) => self.order(pv, gone, key, medium),
+            Ok(Some(medium)) => self.order(pv, gone, key, sight, medium),
         }
     }
 
@@ -288,7 +336,7 @@ impl Planner<'_> {
             return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
                 Ok(None) => State::Released,
-                Ok(Some(medium)) => self.order(pv, gone, key, medium),
+                Ok(Some(medium)) => self.order(pv, gone, key, sight, medium),
             };
         }
         // A pod's mount that came up since would write into the next tenant's volume.
@@ -324,9 +372,9 @@ impl Planner<'_> {
         }
         match self.matches(pv, &entry.kind) {
             Match::LostWithReboot => return Ok(None),
-            Match::Wrong { expected, found } if !adopted(pv) => return Err(Held::WrongStorage { expected, found }),
-            Match::Unknown(error) if !adopted(pv) => return Err(Held::IdentityUnknown(error)),
-            _ => {}
+            Match::Wrong { expected, found } => return Err(Held::WrongStorage { expected, found }),
+            Match::Unknown(error) => return Err(Held::IdentityUnknown(error)),
+            Match::Right => {}
         }
         match &entry.kind {
             EntryKind::Mount(mount) => {
@@ -393,7 +441,7 @@ impl Planner<'_> {
         }
     }
 
-    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, medium: Medium) -> State {
+    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, medium: Medium) -> State {
         let kind = match medium {
             Medium::Filesystem => ScrubKind::Filesystem,
             Medium::Device => match self.device_cleaner(pv) {
@@ -406,16 +454,19 @@ impl Planner<'_> {
         }
         self.slots -= 1;
         self.start_notice(pv);
-        let expected = pv
-            .annotation(names::VOLUME_ID)
-            .and_then(|text| text.parse::<VolumeId>().ok());
+        let seen = match sight {
+            Sight::Entry(entry) => seen_id(&entry.kind).cloned(),
+            _ => None,
+        };
+        let noted = || pv.annotation(names::VOLUME_ID)?.parse::<VolumeId>().ok();
         let order = ScrubOrder {
             pv: PvRef::from(pv),
             pv_gone: gone,
             claim_uid: pv.claim_uid().map(str::to_owned),
             directory: key.clone(),
             entry: pv.entry().unwrap_or_default().to_owned(),
-            expected: expected.filter(|_| !adopted(pv)),
+            // What the operator has accepted is what is there now, not what may be there when the scrub starts.
+            expected: if adopted(pv) { seen } else { noted().or(seen) },
             kind,
             capacity: pv.capacity.clone(),
         };

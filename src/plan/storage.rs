@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cluster::Owner;
+use crate::cluster::{Owner, Pv};
 use crate::identity::{Comparison, VolumeId};
+use crate::names::VOLUME_ID;
 use crate::observed::{Directory, EntryKind};
 
+use super::volume::adopted;
 use super::{Inputs, Sight};
 
 /// The storage that published volumes, and volumes about to be published, stand on.
@@ -24,19 +26,21 @@ impl Index {
             devices: Vec::new(),
             noted: Vec::new(),
         };
-        let live = i.cluster.pvs.values().filter(|pv| i.ownership.of(pv) != Owner::Foreign);
         let gone = i.memory.gone.values().map(|gone| &gone.pv);
-        for pv in live.chain(gone) {
+        for pv in i.cluster.pvs.values().chain(gone) {
             let Some(path) = &pv.path else { continue };
-            if let Some(id) = pv
-                .annotation(crate::names::VOLUME_ID)
-                .and_then(|text| text.parse().ok())
-            {
+            if let Some(id) = pv.annotation(VOLUME_ID).and_then(|text| text.parse().ok()) {
                 index.noted.push((id, path.clone(), format!("PV {}", pv.name)));
             }
-            let Some(key) = super::directory_of(i.config, pv) else {
-                continue;
+            // Of a foreign PV nothing but its path tells where it is.
+            let mut classes = i.config.classes.values();
+            let key = match i.ownership.of(pv) {
+                Owner::Foreign => classes
+                    .find(|class| Some(class.host_dir.as_path()) == pv.host_dir())
+                    .map(crate::observed::DirectoryKey::from),
+                _ => super::directory_of(i.config, pv),
             };
+            let Some(key) = key else { continue };
             let Some(Directory::Read(entries)) = i.observed.directories.get(&key) else {
                 continue;
             };
@@ -61,28 +65,55 @@ impl Index {
 
     /// Who has this entry's storage already. `path` is the entry's own path on the node.
     pub(super) fn owner(&self, kind: &EntryKind, path: &Path) -> Option<String> {
+        let own = path.display().to_string();
         let (id, found) = match kind {
             EntryKind::Mount(mount) => {
                 let overlaps = |other: &Path| other.starts_with(&mount.subtree) || mount.subtree.starts_with(other);
-                let same = self
-                    .subtrees
-                    .iter()
-                    .find(|(dev, subtree, _)| *dev == mount.dev && overlaps(subtree));
-                (mount.id.as_ref().ok(), same.map(|(_, _, owner)| owner.clone()))
+                let key = device_key(mount.dev);
+                let mut subtrees = self.subtrees.iter().filter(|(.., owner)| *owner != own);
+                let same = subtrees.find(|(dev, subtree, _)| *dev == mount.dev && overlaps(subtree));
+                let on_device = || self.devices.iter().find(|(of, owner)| *of == key && *owner != own);
+                let owner = same.map(|(.., owner)| owner);
+                (mount.id.as_ref().ok(), owner.or_else(|| Some(&on_device()?.1)).cloned())
             }
             EntryKind::Device(device) => {
-                let same = self.devices.iter().find(|(key, _)| device.storage_keys.contains(key));
-                (device.id.as_ref().ok(), same.map(|(_, owner)| owner.clone()))
+                let mut devices = self.devices.iter().filter(|(_, owner)| *owner != own);
+                let same = devices.find(|(key, _)| device.storage_keys.contains(key));
+                let holds = |dev: u64| device.storage_keys.contains(&device_key(dev));
+                let mounted = || {
+                    self.subtrees
+                        .iter()
+                        .find(|(dev, _, owner)| holds(*dev) && *owner != own)
+                };
+                let owner = same.map(|(_, owner)| owner);
+                (device.id.as_ref().ok(), owner.or_else(|| Some(&mounted()?.2)).cloned())
             }
             _ => return None,
         };
-        found.or_else(|| {
-            let id = id?;
-            self.noted
-                .iter()
-                .find(|(noted, at, _)| at != path && noted.overlaps(id))
-                .map(|(_, _, pv)| pv.clone())
-        })
+        found.or_else(|| self.noted_elsewhere(id?, path))
+    }
+
+    /// The PV of another path that says that it was published from this storage, or from a part or the whole of it.
+    fn noted_elsewhere(&self, id: &VolumeId, path: &Path) -> Option<String> {
+        self.noted
+            .iter()
+            .find(|(noted, at, _)| at != path && noted.overlaps(id))
+            .map(|(_, _, pv)| pv.clone())
+    }
+}
+
+/// The key under which a device number is among [`crate::observed::DeviceFacts::storage_keys`].
+fn device_key(dev: u64) -> String {
+    use nix::sys::stat::{major, minor};
+    format!("dev:{}:{}", major(dev), minor(dev))
+}
+
+/// What identifies an entry's storage, if it could be read.
+pub(super) fn seen_id(kind: &EntryKind) -> Option<&VolumeId> {
+    match kind {
+        EntryKind::Mount(mount) => mount.id.as_ref().ok(),
+        EntryKind::Device(device) => device.id.as_ref().ok(),
+        _ => None,
     }
 }
 
@@ -99,16 +130,33 @@ pub(super) enum Match {
 }
 
 impl super::Planner<'_> {
-    /// Compares what is at a PV's path with what was published there.
-    pub(super) fn matches(&self, pv: &crate::cluster::Pv, kind: &EntryKind) -> Match {
+    /// Compares what is at a PV's path with what was published there, or what the operator has accepted instead.
+    /// Nothing makes the storage of another PV the right one.
+    pub(super) fn matches(&self, pv: &Pv, kind: &EntryKind) -> Match {
+        let found = match self.noted_match(pv, kind) {
+            Match::Wrong { .. } | Match::Unknown(_) if adopted(pv) => Match::Right,
+            found => found,
+        };
+        if let (Match::Right, Some(id), Some(path)) = (&found, seen_id(kind), &pv.path)
+            && let Some(owner) = self.storage.noted_elsewhere(id, path)
+        {
+            return Match::Wrong {
+                expected: pv.annotation(VOLUME_ID).unwrap_or("storage of its own").to_owned(),
+                found: format!("{id}, the storage of {owner}"),
+            };
+        }
+        found
+    }
+
+    fn noted_match(&self, pv: &Pv, kind: &EntryKind) -> Match {
         let seen = match kind {
             EntryKind::Mount(mount) => &mount.id,
             EntryKind::Device(device) => &device.id,
             _ => return Match::Right,
         };
-        let Some(noted) = pv.annotation(crate::names::VOLUME_ID) else {
+        let Some(noted) = pv.annotation(VOLUME_ID) else {
             let legacy = pv.annotation(crate::names::CLASS_DIRECTORY).is_none()
-                || pv.annotation(crate::names::VOLUME_ID_ORIGIN).is_some();
+                || pv.annotation(crate::names::VOLUME_ID_ORIGIN) == Some("unknown");
             return if legacy {
                 Match::Right
             } else {

@@ -1,1 +1,12 @@
-//! Tables of inputs and the expected actions.
+//! Tables of inputs and the expected actions, states and notices.
+
+#![allow(clippy::unwrap_used)]
+
+mod circulation;
+mod gone;
+mod identity;
+mod jobs;
+// mod properties;
+mod publish;
+mod recycling;
+mod world;

@@ -4,6 +4,7 @@ use crate::cluster::{Mode, Phase, Pv, Use};
 use crate::names;
 use crate::observed::EntryKind;
 
+use super::storage::Match;
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef};
 
@@ -27,13 +28,13 @@ impl Planner<'_> {
         {
             patch.annotations.insert(names::USED.into(), Some(uid.to_owned()));
         }
-        self.note_settings(pv, &mut patch);
+        self.note_settings(pv, kind, &mut patch);
         self.note_id(pv, kind, usage, &mut patch);
         patch
     }
 
     /// The settings that a PV of the classic program would be scrubbed with today.
-    fn note_settings(&self, pv: &Pv, patch: &mut PvPatch) {
+    fn note_settings(&self, pv: &Pv, kind: Option<&EntryKind>, patch: &mut PvPatch) {
         if pv.annotation(names::CLASS_DIRECTORY).is_some() {
             return;
         }
@@ -46,8 +47,8 @@ impl Planner<'_> {
         patch
             .annotations
             .extend(crate::pv::settings(class).map(|(key, value)| (key, Some(value))));
-        if pv.annotation(names::VOLUME_ID).is_none() && pv.phase == Phase::Released {
-            // Nobody can say what was published under it: it is scrubbed as the classic program would.
+        if pv.annotation(names::VOLUME_ID).is_none() && kind.and_then(super::entry::facts_id).is_none() {
+            // Nobody can say (yet) what was published under it: it is scrubbed as the classic program would.
             patch
                 .annotations
                 .insert(names::VOLUME_ID_ORIGIN.into(), Some("unknown".into()));
@@ -58,12 +59,15 @@ impl Planner<'_> {
         let seen = kind.and_then(super::entry::facts_id);
         if adopted(pv)
             && let Some(id) = &seen
+            && kind.is_some_and(|kind| matches!(self.matches(pv, kind), Match::Right))
         {
             patch.annotations.insert(names::VOLUME_ID.into(), Some(id.clone()));
             patch.annotations.insert(names::RESOLVE.into(), None);
             return;
         }
-        let never_noted = pv.annotation(names::VOLUME_ID).is_none() && pv.annotation(names::CLASS_DIRECTORY).is_none();
+        let origin = pv.annotation(names::VOLUME_ID_ORIGIN);
+        let never_noted = pv.annotation(names::VOLUME_ID).is_none()
+            && (pv.annotation(names::CLASS_DIRECTORY).is_none() || origin == Some("unknown"));
         if !never_noted || !matches!(pv.phase, Phase::Pending | Phase::Available | Phase::Bound) {
             return;
         }
@@ -73,6 +77,8 @@ impl Planner<'_> {
                 patch
                     .annotations
                     .insert(names::VOLUME_ID_ORIGIN.into(), Some("seen-while-bound".into()));
+            } else if origin.is_some() {
+                patch.annotations.insert(names::VOLUME_ID_ORIGIN.into(), None);
             }
         }
     }

@@ -13,6 +13,7 @@ impl Planner<'_> {
     /// Judges one own PV.
     pub(super) fn pv(&mut self, pv: &Pv) {
         self.occupy(pv, false);
+        self.abort_outdated(pv);
         let (key, sight) = self.sight(pv);
         let (state, warning) = if pv.deleting {
             (self.terminating(pv, key.as_ref(), &sight), None)
@@ -154,7 +155,7 @@ impl Planner<'_> {
             return self.missing(pv, usage, &what, warning);
         }
         match self.matches(pv, &entry.kind) {
-            Match::Wrong { expected, found } if !adopted(pv) => {
+            Match::Wrong { expected, found } => {
                 // At once: a claim that is bound now would get somebody's data.
                 let held = Held::WrongStorage { expected, found };
                 self.delete(pv, false, &held.to_string());
@@ -168,12 +169,12 @@ impl Planner<'_> {
                 );
                 return (State::Available, warning);
             }
-            Match::Unknown(error) if !adopted(pv) => {
+            Match::Unknown(error) => {
                 let held = Held::IdentityUnknown(error);
                 self.hold_notice(pv, &held);
                 return (State::Held(held), warning);
             }
-            _ => {}
+            Match::Right => {}
         }
         self.follow(pv, usage, entry);
         (State::Available, warning)
@@ -255,6 +256,17 @@ impl Planner<'_> {
             Sight::Entry(entry) => Some(&entry.kind),
             _ => None,
         };
+        if pv.phase != Phase::Bound
+            && pv.claim_uid().is_none()
+            && let Some(kind) = kind
+            && not_a_volume(sight, pv.mode).is_none()
+            && let Match::Wrong { expected, found } = self.matches(pv, kind)
+        {
+            // Reserved by hand for a claim that is not bound yet, and would get somebody's data.
+            let held = Held::WrongStorage { expected, found };
+            self.delete(pv, false, &held.to_string());
+            return (State::Held(held), None);
+        }
         let patch = self.upkeep(pv, kind, usage);
         self.patch(pv, patch, false, "to keep what it says true");
         let state = if pv.phase == Phase::Bound {
@@ -278,7 +290,7 @@ impl Planner<'_> {
         }
         let Some(kind) = kind else { return (state, None) };
         let warning = match self.matches(pv, kind) {
-            Match::Wrong { expected, found } if !adopted(pv) => {
+            Match::Wrong { expected, found } => {
                 let held = Held::WrongStorage { expected, found };
                 self.notice(pv, Severity::Warning, "VolumeMismatch", held.to_string());
                 Some(held.to_string())
@@ -290,7 +302,7 @@ impl Planner<'_> {
                 Some(message)
             }
             Match::Unknown(error) => Some(Held::IdentityUnknown(error).to_string()),
-            Match::Wrong { .. } | Match::Right => self.capacity_warning(pv, kind),
+            Match::Right => self.capacity_warning(pv, kind),
         };
         (state, warning)
     }

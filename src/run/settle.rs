@@ -284,7 +284,7 @@ impl Daemon {
             Done::ReadClaim { claim, state } => {
                 self.memory.in_flight.remove(&format!("claim {claim}"));
                 let reading = ClaimReading { at: self.now(), state };
-                self.memory.claims.insert((claim.namespace, claim.name), reading);
+                self.memory.claims.insert(claim, reading);
             }
             Done::ReadNode(result) => {
                 self.memory.in_flight.remove("the own node");
@@ -485,7 +485,7 @@ impl Daemon {
                     stamp: clean.stamp,
                     settled: clean.settled,
                 };
-                if clean.settled && (order.pv_gone || self.memory.gone.values().any(|gone| gone.pv.uid == *uid)) {
+                if clean.settled && order.pv_gone {
                     self.memory.gone_and_clean(uid);
                     self.memory.scrubs.remove(uid);
                 }
