@@ -48,6 +48,9 @@ pub struct GonePv {
     pub pv: Pv,
     /// Whether it was ever bound.
     pub usage: Use,
+    /// Its entry was there in a look since then: only after that its absence is an operator's answer to the hold, and
+    /// not a disk that is mounted late.
+    pub seen: bool,
 }
 
 /// A failed API write.
@@ -221,21 +224,26 @@ impl Memory {
         for uid in missing {
             self.missing_since.entry(uid.to_owned()).or_insert(now);
         }
-        let absent = |path: &PathBuf| {
-            observed.directories.iter().any(|(key, directory)| {
+        // `None` where nothing can be said.
+        let is_there = |path: &PathBuf| {
+            observed.directories.iter().find_map(|(key, directory)| {
                 let Directory::Read(entries) = directory else {
-                    return false;
+                    return None;
                 };
-                Some(key.host_dir.as_path()) == path.parent()
-                    && !entries.iter().any(|entry| {
+                (Some(key.host_dir.as_path()) == path.parent()).then(|| {
+                    entries.iter().any(|entry| {
                         Some(entry.name.as_os_str()) == path.file_name()
                             && !matches!(entry.kind, EntryKind::PlainDirectory)
                     })
+                })
             })
         };
         self.gone.retain(|path, gone| {
             let operators = gone.usage == Use::Unknown || gone.pv.reclaim_policy != "Delete";
-            !(operators && absent(path))
+            let there = is_there(path);
+            let taken_out = gone.seen && there == Some(false);
+            gone.seen |= there == Some(true);
+            !(operators && taken_out)
         });
     }
 
@@ -262,7 +270,14 @@ impl Memory {
         }
         if let Some(path) = pv.path.clone() {
             self.released_since.entry(pv.uid.clone()).or_insert(now);
-            self.gone.insert(path, GonePv { pv: pv.clone(), usage });
+            self.gone.insert(
+                path,
+                GonePv {
+                    pv: pv.clone(),
+                    usage,
+                    seen: false,
+                },
+            );
         }
     }
 

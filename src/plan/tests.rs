@@ -5,7 +5,7 @@
 mod circulation;
 mod gone;
 mod identity;
-// mod properties;
+mod properties;
 mod publish;
 mod recycling;
 mod world;

@@ -21,6 +21,9 @@ use crate::scrub::progress::{Progress, Unit};
 pub(super) const NODE_UID: &str = "11111111-2222-3333-4444-555555555555";
 pub(super) const BOOT: &str = "boot-2";
 
+/// Something that happens to a world.
+pub(super) type Happens = fn(&mut World);
+
 pub(super) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -169,7 +172,9 @@ impl World {
 
     /// This process remembers that the PV ended without being let go.
     pub(super) fn gone(&mut self, pv: Pv, usage: Use) -> &mut Self {
-        self.memory.gone.insert(pv.path.clone().unwrap(), GonePv { pv, usage });
+        self.memory
+            .gone
+            .insert(pv.path.clone().unwrap(), GonePv { pv, usage, seen: true });
         self
     }
 
