@@ -47,7 +47,8 @@ fn any_pv() -> impl Strategy<Value = Pv> {
         if terminating {
             pv = pv.terminating();
         }
-        let changes: [(bool, fn(Pv) -> Pv); 8] = [
+        type Change = fn(Pv) -> Pv;
+        let changes: [(bool, Change); 8] = [
             (flags[0], |pv| pv.legacy()),
             (flags[1], |pv| pv.annotated(names::RESOLVE, "adopt")),
             (flags[2], |pv| pv.annotated(names::RETAINED, "scrub")),
