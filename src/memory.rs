@@ -48,6 +48,9 @@ pub struct GonePv {
     pub pv: Pv,
     /// Whether it was ever bound.
     pub usage: Use,
+    /// Its entry was there in a look since then: only after that its absence is an operator's answer to the hold, and
+    /// not a disk that is mounted late.
+    pub seen: bool,
 }
 
 impl GonePv {
@@ -221,7 +224,7 @@ impl Memory {
         grace_period: Duration,
         now: Duration,
     ) {
-        use crate::observed::Directory;
+        use crate::observed::{Directory, EntryKind};
         use crate::plan::State;
         // A directory that was read and does not have the name: a mount that is late shows as a plain directory.
         let absent = |path: &Path| {
@@ -246,10 +249,21 @@ impl Memory {
             .filter(is_missing)
             .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
             .collect();
+        for (path, gone) in &mut self.gone {
+            gone.seen |= observed.directories.iter().any(|(key, directory)| match directory {
+                Directory::Read(entries) if Some(key.host_dir.as_path()) == path.parent() => {
+                    entries.iter().any(|entry| {
+                        Some(entry.name.as_os_str()) == path.file_name()
+                            && !matches!(entry.kind, EntryKind::PlainDirectory)
+                    })
+                }
+                _ => false,
+            });
+        }
         let left: BTreeSet<&str> = self
             .gone
             .iter()
-            .filter(|(path, gone)| gone.is_the_operators() && absent(path))
+            .filter(|(path, gone)| gone.seen && gone.is_the_operators() && absent(path))
             .map(|(_, gone)| gone.pv.uid.as_str())
             .collect();
         self.missing_since
@@ -287,7 +301,14 @@ impl Memory {
         }
         if let Some(path) = pv.path.clone() {
             self.released_since.entry(pv.uid.clone()).or_insert(now);
-            self.gone.insert(path, GonePv { pv: pv.clone(), usage });
+            self.gone.insert(
+                path,
+                GonePv {
+                    pv: pv.clone(),
+                    usage,
+                    seen: false,
+                },
+            );
         }
     }
 

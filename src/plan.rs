@@ -345,6 +345,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         occupied: BTreeMap::new(),
         names: BTreeMap::new(),
         wanted_jobs: BTreeSet::new(),
+        acted: BTreeSet::new(),
     };
     for pv in inputs.cluster.pvs.values() {
         planner.names.insert(pv.name.clone(), pv.path.clone());
@@ -420,6 +421,8 @@ struct Planner<'a> {
     names: BTreeMap<String, Option<PathBuf>>,
     /// PVs whose Job is waited for or counted.
     wanted_jobs: BTreeSet<String>,
+    /// PVs that something is done for in this pass: one thing at a time.
+    acted: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -445,6 +448,7 @@ impl<'a> Planner<'a> {
             self.wake(retry.due);
             return;
         }
+        self.acted.insert(pv_name.to_owned());
         self.plan.actions.push(action);
     }
 

@@ -278,14 +278,20 @@ fn a_retained_volume_that_was_seen_to_be_gone_is_a_new_one_when_it_comes_back() 
                 reclaim_policy: policy.into(),
                 ..released()
             };
-            memory.gone.insert("/mnt/fast/vol".into(), GonePv { pv, usage });
+            let gone = GonePv { pv, usage, seen: false };
+            memory.gone.insert("/mnt/fast/vol".into(), gone);
             let grace = Duration::from_secs(60);
-            let seen = observed(directory.clone());
-            memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, NOW);
-            assert!(!memory.gone.is_empty(), "without any patience");
-            memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, NOW + grace);
+            let mut look = |directory: &Directory, now| {
+                let seen = observed(directory.clone());
+                memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, now);
+                memory.gone.is_empty()
+            };
+            assert!(!look(&directory, NOW), "it may be mounted late");
+            assert!(!look(&directory, NOW + grace), "it may be mounted late");
+            assert!(!look(&entry(EntryKind::SymlinkToDirectory), NOW + grace));
+            assert!(!look(&directory, NOW + grace), "without any patience");
             assert_eq!(
-                memory.gone.is_empty(),
+                look(&directory, NOW + 2 * grace),
                 forgets && absent,
                 "{policy} {usage:?} {directory:?}"
             );

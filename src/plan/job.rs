@@ -102,7 +102,7 @@ impl Planner<'_> {
         let Jobs::Read(jobs) = &self.i.cluster.jobs else { return };
         for (name, job) in jobs {
             let ours = job.hostname.as_deref() == Some(self.i.ownership.hostname.as_str());
-            if !ours || job.deleting || self.wanted_jobs.contains(name) {
+            if !ours || job.deleting || self.wanted_jobs.contains(name) || self.acted.contains(name) {
                 continue;
             }
             let why = match (&job.progress, self.i.cluster.pvs.get(name)) {

@@ -90,6 +90,15 @@ impl Planner<'_> {
             self.hold_notice(pv, &held);
             return State::Held(held);
         }
+        if pv.node_label.as_deref() != Some(self.i.ownership.hostname.as_str()) && self.i.mode == Mode::Patch {
+            // The watch selects by it: without it nobody would tell when the PV is not protected any more.
+            let patch = PvPatch {
+                node_label: Some(self.i.ownership.hostname.clone()),
+                ..Default::default()
+            };
+            self.patch(pv, patch, false, "to be told of its changes");
+            return State::Released;
+        }
         let bound = pv.phase == Phase::Bound;
         if bound || pv.is_protected() {
             return if bound { State::Bound } else { State::Released };

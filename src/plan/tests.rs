@@ -6,7 +6,7 @@ mod circulation;
 mod gone;
 mod identity;
 mod jobs;
-// mod properties;
+mod properties;
 mod publish;
 mod recycling;
 mod world;

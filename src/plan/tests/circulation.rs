@@ -58,7 +58,7 @@ fn the_capacity_of_a_bound_pv_is_only_told() {
 
 #[test]
 fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
-    let missing: [(&str, Change); 11] = [
+    let missing: [(&str, Happens); 11] = [
         ("no entry", |_| {}),
         ("unmounted", |w| done(w.entry("vol", EntryKind::PlainDirectory))),
         ("source deleted", |w| {
@@ -135,7 +135,7 @@ fn a_pv_whose_volume_is_missing_is_kept_if_it_has_or_may_have_a_claim_or_was_use
 #[test]
 fn what_cannot_be_seen_is_not_missing() {
     for (what, happens) in [
-        ("unreadable", (|w| done(w.unreadable("fast"))) as Change),
+        ("unreadable", (|w| done(w.unreadable("fast"))) as Happens),
         ("not looked at", |w| w.observed.directories.clear()),
         ("entry failed", |w| {
             done(w.entry("vol", EntryKind::Failed("EIO".into())))

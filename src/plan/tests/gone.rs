@@ -84,7 +84,7 @@ fn a_claim_that_lives_or_cannot_be_read_holds_its_volume() {
 
 #[test]
 fn its_volume_is_scrubbed_only_if_nothing_speaks_against_it() {
-    let holds: [(&str, Change); 5] = [
+    let holds: [(&str, Happens); 5] = [
         ("wrong-storage", |w| done(w.entry("vol", mount("b")))),
         ("nested-mounts", |w| {
             done(w.entry("vol", mount_with("a", |m| m.nested.push("/x".into()))))

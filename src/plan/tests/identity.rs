@@ -75,6 +75,7 @@ fn the_storage_of_another_pv_cannot_be_accepted() {
             available("vol", "a").bound(),
             available("vol", "a").released().terminating(),
             available("vol", "a").released().terminating().legacy().with(|pv| {
+                pv.node_label = Some("host1".into());
                 pv.finalizers.push(names::FINALIZER.into());
             }),
             available("vol", "a").with(|pv| drop(pv.annotations.insert(names::VOLUME_ID.into(), "nonsense".into()))),
@@ -211,10 +212,10 @@ fn the_identity_of_a_classic_pv_that_cannot_be_seen_at_first_is_noted_later() {
 fn a_classic_pv_without_an_id_is_scrubbed_after_the_other_checks() {
     let [mut patch, mut classic] = both_modes();
     let legacy = available("vol", "a").released().legacy();
-    patch.pv(legacy
-        .clone()
-        .terminating()
-        .with(|pv| pv.finalizers.push(names::FINALIZER.into())));
+    patch.pv(legacy.clone().terminating().with(|pv| {
+        pv.node_label = Some("host1".into());
+        pv.finalizers.push(names::FINALIZER.into());
+    }));
     classic.pv(legacy);
     for mut w in [patch, classic] {
         w.entry("vol", mount("a"));

@@ -119,6 +119,20 @@ fn watching_since_creation_tells_unused_from_unknown() {
 }
 
 #[test]
+fn a_terminating_pv_is_labelled_so_that_the_watch_shows_it() {
+    let mut w = world();
+    for pv in [
+        available("vol", "a"),
+        available("vol", "a").bound(),
+        available("vol", "a").released(),
+    ] {
+        w.pv(pv.terminating().with(|pv| pv.node_label = None))
+            .entry("vol", mount("a"));
+        w.expect_actions(&["patch pv-vol: label"]);
+    }
+}
+
+#[test]
 fn letting_go_removes_our_finalizer_only() {
     let mut w = world();
     let pv = available("vol", "a")
@@ -189,7 +203,7 @@ fn the_end_of_a_scrub_lets_the_pv_go() {
 /// What may hold a volume before its scrub, each on its own.
 #[test]
 fn a_scrub_waits_for_everything_that_can_be_observed() {
-    let holds: [(&str, Change); 16] = [
+    let holds: [(&str, Happens); 16] = [
         ("job-running", |w| {
             done(w.job("pv-vol", job("pv-vol", "uid-vol", JobProgress::AtWork)));
         }),
@@ -443,7 +457,7 @@ fn kept_data_lets_its_pv_go_only_once_it_was_taken_out() {
         .annotated(names::RETAINED, "keep");
     let let_go: &[&str] = &["let go pv-vol: finalizers="];
     let still: &[&str] = &[];
-    let cases: [(&str, &[&str], Change); 9] = [
+    let cases: [(&str, &[&str], Happens); 9] = [
         ("there", still, |w| done(w.entry("vol", mount("a")))),
         ("other storage there", still, |w| done(w.entry("vol", mount("b")))),
         ("hangs", still, |w| {

@@ -23,6 +23,9 @@ use crate::scrub::progress::Snapshot;
 pub(super) const NODE_UID: &str = "11111111-2222-3333-4444-555555555555";
 pub(super) const BOOT: &str = "boot-2";
 
+/// Something that happens to a world.
+pub(super) type Happens = fn(&mut World);
+
 pub(super) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -176,7 +179,9 @@ impl World {
 
     /// This process remembers that the PV ended without being let go.
     pub(super) fn gone(&mut self, pv: Pv, usage: Use) -> &mut Self {
-        self.memory.gone.insert(pv.path.clone().unwrap(), GonePv { pv, usage });
+        self.memory
+            .gone
+            .insert(pv.path.clone().unwrap(), GonePv { pv, usage, seen: true });
         self
     }
 
@@ -531,9 +536,6 @@ impl World {
         self
     }
 }
-
-/// A change of a world, as a table has it.
-pub(super) type Change = fn(&mut World);
 
 /// Ends a chain of changes in a table.
 pub(super) fn done(_: &mut World) {}
