@@ -20,6 +20,7 @@ use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
+use crate::scrub::limits::Steering;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::scrub::{ScrubError, block, filesystem};
 
@@ -167,20 +168,8 @@ impl Scrubber {
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
-        match cleaner {
-            Cleaner::Zero => block::zero(
-                &device.file,
-                facts.capacity_bytes,
-                &mut check,
-                &self.progress,
-                &self.cancel,
-            )?,
-            other => {
-                return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
-                    "{other} is not available"
-                ))));
-            }
-        }
+        let steering = Steering::new(&self.progress, &self.cancel, None);
+        block::wipe(cleaner, &device.file, facts.capacity_bytes, &mut check, &steering)?;
         Ok(Clean {
             entries_removed: 0,
             stamp: None,
