@@ -6,6 +6,7 @@ mod table;
 mod validate;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -70,6 +71,12 @@ struct RunArgs {
     /// Quarantine a volume whose scrub has failed so many times in a row
     #[arg(long, default_value_t = 10, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     scrub_retries: u32,
+    /// Wipe no more bytes per second of one device, such as 100Mi [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = crate::scrub::limits::parse_bandwidth)]
+    scrub_bandwidth: Option<NonZeroU64>,
+    /// Kill a blockCleanerCommand that neither writes anything nor ends for this long
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = duration)]
+    stall_timeout: Duration,
     /// Take a disk for unresponsive when a system call on it takes this long
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration)]
     syscall_timeout: Duration,
@@ -177,6 +184,10 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             discovery_period: args.discovery_period,
             scrub_concurrency: usize::from(args.scrub_concurrency),
             scrub_retries: args.scrub_retries,
+        },
+        scrub: crate::scrub::limits::Limits {
+            bytes_per_second: args.scrub_bandwidth,
+            stall_timeout: args.stall_timeout,
         },
         scan: ScanSettings {
             syscall_timeout: args.syscall_timeout,

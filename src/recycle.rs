@@ -12,15 +12,16 @@ use tokio::runtime::Handle;
 
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
-use crate::devices::{self, DeviceError};
+use crate::devices::{self, DeviceError, ExclusiveDevice};
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
+use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
-use crate::scrub::limits::Steering;
+use crate::scrub::limits::{IdlePriority, Limits, Steering};
 use crate::scrub::progress::{Cancel, Progress};
 use crate::scrub::{ScrubError, block, filesystem};
 
@@ -38,6 +39,8 @@ pub struct Scrubber {
     pub order: ScrubOrder,
     /// How an earlier scrub of this release left the volume.
     pub earlier_stamp: Option<String>,
+    /// What bounds it.
+    pub limits: Limits,
     /// How far it is.
     pub progress: Progress,
     /// Stops it.
@@ -61,6 +64,7 @@ impl Scrubber {
     /// # Errors
     /// [`ScrubError::Held`] where a check says no, and nothing was touched.
     pub fn run(&self) -> Result<Clean, ScrubError> {
+        let _idle = IdlePriority::of_this_thread();
         match &self.order.kind {
             ScrubKind::Filesystem => self.filesystem(),
             ScrubKind::Device(cleaner) => self.device(cleaner),
@@ -144,15 +148,7 @@ impl Scrubber {
 
     fn device(&self, cleaner: &Cleaner) -> Result<Clean, ScrubError> {
         let path = self.order.directory.mount_dir.join(&self.order.entry);
-        let device = devices::claim_exclusive(&path).map_err(|error| match error {
-            DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
-            DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
-            DeviceError::System {
-                errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
-                ..
-            } => ScrubError::Held(Held::NotMounted(error.to_string())),
-            other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
-        })?;
+        let device = claim(&path)?;
         let around = scan::surroundings(&self.scan);
         let facts = device
             .facts(&around)
@@ -168,8 +164,24 @@ impl Scrubber {
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
-        let steering = Steering::new(&self.progress, &self.cancel, None);
-        block::wipe(cleaner, &device.file, facts.capacity_bytes, &mut check, &steering)?;
+        match command::resolve(cleaner, &self.order.command) {
+            Cleaner::Command(words) => {
+                check()?;
+                // mkfs, wipefs and blkdiscard want it exclusively themselves.
+                drop(device);
+                let invocation = Invocation {
+                    words: &words,
+                    variable: command::DEVICE_VARIABLE,
+                    volume: &path,
+                    stall_timeout: self.limits.stall_timeout,
+                };
+                command::run(&invocation, &self.cancel)?;
+            }
+            native => {
+                let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);
+                block::wipe(&native, &device.file, facts.capacity_bytes, &mut check, &steering)?;
+            }
+        }
         Ok(Clean {
             entries_removed: 0,
             stamp: None,
@@ -210,6 +222,22 @@ impl Scrubber {
         }
         Ok(())
     }
+}
+
+/// Takes a device exclusively, for a scrub.
+///
+/// # Errors
+/// `Held`: another has it (`InUse`), or there is no block device (`NotMounted`). `Failed`: it cannot be opened.
+pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
+    devices::claim_exclusive(path).map_err(|error| match error {
+        DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
+        DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
+        DeviceError::System {
+            errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
+            ..
+        } => ScrubError::Held(Held::NotMounted(error.to_string())),
+        other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
+    })
 }
 
 fn read_table(path: &Path) -> Result<Vec<Mount>, ScrubError> {

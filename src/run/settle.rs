@@ -201,6 +201,7 @@ impl Daemon {
             scan: self.settings.scan.clone(),
             order,
             earlier_stamp: stamp,
+            limits: self.settings.scrub,
             progress,
             cancel,
         };
