@@ -2,6 +2,7 @@
 
 mod classic;
 mod dry_run;
+mod scrub;
 mod table;
 mod validate;
 
@@ -43,6 +44,8 @@ enum Command {
     Plan(dry_run::PlanArgs),
     /// Check a ConfigMap manifest or a configuration directory, without a cluster
     Validate(validate::ValidateArgs),
+    /// Make what a block device or a filesystem holds unreadable, as cleaning Jobs do
+    Scrub(scrub::ScrubArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -109,12 +112,16 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The program: parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(code) = scrub::by_script_name(std::env::args_os()) {
+        return code;
+    }
     let cli = Cli::parse_from(classic::two_dashes(std::env::args_os()));
     let result = match cli.command {
         None => run(&cli.run),
         Some(Command::Run(args)) => run(&args),
         Some(Command::Plan(args)) => dry_run::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
+        Some(Command::Scrub(args)) => scrub::run(&args),
         Some(Command::Completions { shell }) => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "local-volume-provisioner", &mut std::io::stdout());
@@ -139,7 +146,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    log_to_stderr(args);
+    log_to_stderr(args.v, args.log_format);
     let settings = settings(args)?;
     runtime()?.block_on(async {
         let client = crate::api::connect().await?;
@@ -212,9 +219,9 @@ fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
         .with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
 }
 
-fn log_to_stderr(args: &RunArgs) {
+fn log_to_stderr(v: u8, format: LogFormat) {
     use tracing_subscriber::EnvFilter;
-    let level = match args.v {
+    let level = match v {
         0..=3 => "info",
         4..=5 => "debug",
         _ => "trace",
@@ -230,7 +237,7 @@ fn log_to_stderr(args: &RunArgs) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false);
-    match args.log_format {
+    match format {
         LogFormat::Text => logs
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .init(),

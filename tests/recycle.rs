@@ -430,7 +430,7 @@ fn bytes_at(device: &std::path::Path, offset: u64) -> Result<Vec<u8>> {
 async fn recycled_by(node: &Node, command: &str) -> Result<(mounts::LoopDevice, std::path::PathBuf)> {
     let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
     let class = node.class("Delete", &extra).await?;
-    let device = mounts::LoopDevice::with_file(&node.path(&format!("{class}.img")), 16 << 20)?;
+    let device = mounts::LoopDevice::with_file(&node.path(format!("{class}.img")), 16 << 20)?;
     let (entry, path) = (format!("disk-{class}"), node.entry(&class, &format!("disk-{class}")));
     std::os::unix::fs::symlink(device.path(), &path)?;
     if node.published().await?.is_empty() {
@@ -533,7 +533,7 @@ fn cleaners_that_are_not_there_hold_the_volume() {
         ] {
             let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
             let class = node.class("Delete", &extra).await?;
-            let device = mounts::LoopDevice::with_file(&node.path(&format!("{class}.img")), 16 << 20)?;
+            let device = mounts::LoopDevice::with_file(&node.path(format!("{class}.img")), 16 << 20)?;
             let entry = format!("disk-{class}");
             std::os::unix::fs::symlink(device.path(), node.entry(&class, &entry))?;
             if kept.is_empty() {

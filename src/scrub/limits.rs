@@ -22,7 +22,7 @@ impl Default for Limits {
         Self {
             bytes_per_second: None,
             // A command is silent for long when it is at work on a large disk; the documented default.
-            stall_timeout: Duration::from_mins(10),
+            stall_timeout: Duration::from_secs(600),
         }
     }
 }

@@ -62,6 +62,18 @@ fn exit_code_0_counts_as_scrubbed() {
 }
 
 #[test]
+fn it_inherits_the_io_priority() {
+    std::thread::spawn(|| {
+        let script = "ionice -p $$ | grep -q idle";
+        shell(script).unwrap_err();
+        let _idle = crate::scrub::limits::IdlePriority::of_this_thread();
+        shell(script).unwrap();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn the_words_are_given_as_they_are() {
     let words = words(&["test", "a b*$HOME", "=", "a b*$HOME"]);
     let invocation = Invocation {
