@@ -521,6 +521,44 @@ fn a_command_that_fails_releases_nothing() {
 }
 
 #[test]
+fn a_command_that_hangs_is_killed_when_it_stalls_and_when_the_daemon_stops() {
+    in_every_world("hanging_commands", async |node: Rc<Node>| {
+        let (pid, flag) = (node.path("pid"), node.path("now-it-works"));
+        let script = format!(
+            "test -e {} && exit 0; echo $$ > {1}.new; mv {1}.new {1}; exec sleep 1000",
+            flag.display(),
+            pid.display()
+        );
+        let command = json!(["sh", "-c", script]);
+        let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
+        let class = node.class("Delete", &extra).await?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 16 << 20)?;
+        std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim_of_mode("a", &class, "Block").await?;
+        node.release("a").await?;
+        let end = tokio::time::Instant::now() + node::DEADLINE;
+        while !pid.exists() {
+            ensure!(tokio::time::Instant::now() < end, "not started");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let process = std::path::Path::new("/proc").join(std::fs::read_to_string(&pid)?.trim());
+        ensure!(process.exists(), "it has ended by itself");
+        node.stop().await?;
+        ensure!(!process.exists(), "it goes on without the daemon");
+        ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        node.settings.borrow_mut().scrub.stall_timeout = std::time::Duration::from_millis(200);
+        node.start().await?;
+        node.event(&pv, "VolumeFailedDelete", "neither wrote anything nor ended for 200ms")
+            .await?;
+        std::fs::write(flag, "")?;
+        node.again("disk1", &pv).await?;
+        Ok(())
+    });
+}
+
+#[test]
 fn cleaners_that_are_not_there_hold_the_volume() {
     in_every_world("cleaners", async |node: Rc<Node>| {
         let mut kept = Vec::new();

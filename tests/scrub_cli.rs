@@ -236,8 +236,16 @@ fn a_mounted_filesystem_is_emptied() {
             script(dir, "fsclean.sh").env("LOCAL_PV_FILESYSTEM", &volume),
             "mounted below",
         );
-        assert_eq!(count(), 2);
         nix::mount::umount(&below).unwrap();
+        let pod = dir.join("kubelet/pods/9e1f/volumes/kubernetes.io~local-volume/pv-1");
+        std::fs::create_dir_all(&pod).unwrap();
+        run("mount", [Path::new("--bind"), &volume, &pod]);
+        fails(
+            scrub(&["fsclean", "--host-mountinfo", "/proc/self/mountinfo", "--device"]).arg(&volume),
+            "pod 9e1f has it mounted",
+        );
+        nix::mount::umount(&pod).unwrap();
+        assert_eq!(count(), 2);
         succeeds(script(dir, "fsclean.sh").env("LOCAL_PV_FILESYSTEM", &volume));
         assert_eq!(count(), 0);
         soil();

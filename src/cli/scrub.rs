@@ -17,6 +17,8 @@ use super::{LogFormat, log_to_stderr, runtime, signalled};
 use crate::config::Cleaner;
 use crate::identity::VolumeId;
 use crate::job::VOLUME_ID_VARIABLE;
+use crate::mounts;
+use crate::reason::Held;
 use crate::recycle;
 use crate::scan::ScanSettings;
 use crate::scrub::command::{DEVICE_VARIABLE, FILESYSTEM_VARIABLE};
@@ -257,7 +259,20 @@ impl Task {
         let parent = self.volume.parent().filter(|parent| *parent != Path::new(""));
         let root = filesystem::open_mount_root(parent.unwrap_or(Path::new(".")), name)?;
         let mount = recycle::examine_filesystem(&root, &self.scan, self.expected.as_ref())?;
-        let mut check = || recycle::check_nested(&mount, &self.scan).map(drop);
+        let mut check = || {
+            let host = recycle::check_nested(&mount, &self.scan)?;
+            let pods = mounts::pod_mounts(&host);
+            match pods
+                .iter()
+                .find(|pod| pod.dev == mount.dev && pod.subtree == mount.root)
+            {
+                None => Ok(()),
+                Some(pod) => Err(ScrubError::Held(Held::InUse(format!(
+                    "pod {} has it mounted (as PV {})",
+                    pod.pod_uid, pod.pv
+                )))),
+            }
+        };
         filesystem::filesystem(&root, &mut check, progress, cancel).map(drop)
     }
 }
