@@ -2,11 +2,13 @@
 
 mod classic;
 mod dry_run;
+mod scrub;
 mod table;
 mod uninstall;
 mod validate;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,6 +47,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Remove our finalizer from the PVs of a cluster, before or after the provisioner is removed
     Uninstall(uninstall::UninstallArgs),
+    /// Make what a block device or a filesystem holds unreadable, as cleaning Jobs do
+    Scrub(scrub::ScrubArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -73,6 +77,12 @@ struct RunArgs {
     /// Quarantine a volume whose scrub has failed so many times in a row
     #[arg(long, default_value_t = 10, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     scrub_retries: u32,
+    /// Wipe no more bytes per second of one device, such as 100Mi [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = crate::scrub::limits::parse_bandwidth)]
+    scrub_bandwidth: Option<NonZeroU64>,
+    /// Kill a blockCleanerCommand that neither writes anything nor ends for this long
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = duration)]
+    stall_timeout: Duration,
     /// Take a disk for unresponsive when a system call on it takes this long
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = duration)]
     syscall_timeout: Duration,
@@ -105,6 +115,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// The program: parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(code) = scrub::by_script_name(std::env::args_os()) {
+        return code;
+    }
     let cli = Cli::parse_from(classic::two_dashes(std::env::args_os()));
     let result = match cli.command {
         None => run(&cli.run),
@@ -112,6 +125,7 @@ pub fn main() -> ExitCode {
         Some(Command::Plan(args)) => dry_run::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
         Some(Command::Uninstall(args)) => uninstall::run(&args),
+        Some(Command::Scrub(args)) => scrub::run(&args),
         Some(Command::Completions { shell }) => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "local-volume-provisioner", &mut std::io::stdout());
@@ -136,7 +150,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    log_to_stderr(args);
+    log_to_stderr(args.v, args.log_format);
     let settings = settings(args)?;
     runtime()?.block_on(async {
         let client = crate::api::connect().await?;
@@ -182,6 +196,10 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             scrub_concurrency: usize::from(args.scrub_concurrency),
             scrub_retries: args.scrub_retries,
         },
+        scrub: crate::scrub::limits::Limits {
+            bytes_per_second: args.scrub_bandwidth,
+            stall_timeout: args.stall_timeout,
+        },
         scan: ScanSettings {
             syscall_timeout: args.syscall_timeout,
             host_mountinfo: args.host_mountinfo.clone(),
@@ -205,9 +223,9 @@ fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
         .with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
 }
 
-fn log_to_stderr(args: &RunArgs) {
+fn log_to_stderr(v: u8, format: LogFormat) {
     use tracing_subscriber::EnvFilter;
-    let level = match args.v {
+    let level = match v {
         0..=3 => "info",
         4..=5 => "debug",
         _ => "trace",
@@ -223,7 +241,7 @@ fn log_to_stderr(args: &RunArgs) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false);
-    match args.log_format {
+    match format {
         LogFormat::Text => logs
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .init(),

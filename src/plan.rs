@@ -299,6 +299,8 @@ pub struct ScrubOrder {
     pub expected: Option<VolumeId>,
     /// How.
     pub kind: ScrubKind,
+    /// `blockCleanerCommand` of a device, as it was written; empty for a filesystem.
+    pub command: Vec<String>,
     /// Capacity as on the PV, for the metrics.
     pub capacity: String,
 }

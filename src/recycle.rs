@@ -12,14 +12,17 @@ use tokio::runtime::Handle;
 
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
-use crate::devices::{self, DeviceError};
+use crate::devices::{self, DeviceError, ExclusiveDevice};
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
+use crate::observed::DeviceFacts;
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
+use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
+use crate::scrub::limits::{IdlePriority, Limits, Steering};
 use crate::scrub::progress::{Cancel, Progress};
 use crate::scrub::{ScrubError, block, filesystem};
 
@@ -37,6 +40,8 @@ pub struct Scrubber {
     pub order: ScrubOrder,
     /// How an earlier scrub of this release left the volume.
     pub earlier_stamp: Option<String>,
+    /// What bounds it.
+    pub limits: Limits,
     /// How far it is.
     pub progress: Progress,
     /// Stops it.
@@ -60,6 +65,7 @@ impl Scrubber {
     /// # Errors
     /// [`ScrubError::Held`] where a check says no, and nothing was touched.
     pub fn run(&self) -> Result<Clean, ScrubError> {
+        let _idle = IdlePriority::of_this_thread();
         match &self.order.kind {
             ScrubKind::Filesystem => self.filesystem(),
             ScrubKind::Device(cleaner) => self.device(cleaner),
@@ -68,7 +74,7 @@ impl Scrubber {
 
     fn filesystem(&self) -> Result<Clean, ScrubError> {
         let root = filesystem::open_mount_root(&self.order.directory.mount_dir, &self.order.entry)?;
-        let mount = self.check_filesystem(&root)?;
+        let mount = examine_filesystem(&root, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
             self.check_mounts(&mount)?;
             self.check_pv()
@@ -84,47 +90,9 @@ impl Scrubber {
         })
     }
 
-    /// Whether the open directory is the filesystem that was published.
-    fn check_filesystem(&self, root: &MountRoot) -> Result<Mount, ScrubError> {
-        let table = read_table(&self.scan.own_mountinfo)?;
-        let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
-        let mount = mounts::by_id(&table, id)
-            .cloned()
-            .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
-        let boot_id = scan::boot_id();
-        self.compare(|| read::filesystem(root.as_fd(), &mount, &boot_id, &self.scan.sysfs))?;
-        Ok(mount)
-    }
-
-    fn compare(&self, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {
-        let Some(expected) = &self.order.expected else {
-            return Ok(());
-        };
-        let found = found().map_err(|error| ScrubError::Held(Held::IdentityUnknown(format!("{error:#}"))))?;
-        match expected.compare(&found) {
-            Comparison::Same => Ok(()),
-            Comparison::Different | Comparison::LostWithReboot => Err(ScrubError::Held(Held::WrongStorage {
-                expected: expected.to_string(),
-                found: found.to_string(),
-            })),
-        }
-    }
-
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
-        let own = read_table(&self.scan.own_mountinfo)?;
-        let host = match std::fs::read(&self.scan.host_mountinfo) {
-            Ok(bytes) => mounts::parse(&bytes),
-            Err(_) => Vec::new(), // Blind: the planner has let the volume rest.
-        };
-        let mut nested = mounts::nested(&own, mount.dev, &mount.root);
-        nested.extend(mounts::nested(&host, mount.dev, &mount.root));
-        if !nested.is_empty() {
-            nested.sort();
-            nested.dedup();
-            let points = nested.iter().map(|point| point.display().to_string()).collect();
-            return Err(ScrubError::Held(Held::NestedMounts(points)));
-        }
+        let host = check_nested(mount, &self.scan)?;
         self.check_pods(&host, |dev, subtree| dev == mount.dev && subtree == mount.root)
     }
 
@@ -143,23 +111,8 @@ impl Scrubber {
 
     fn device(&self, cleaner: &Cleaner) -> Result<Clean, ScrubError> {
         let path = self.order.directory.mount_dir.join(&self.order.entry);
-        let device = devices::claim_exclusive(&path).map_err(|error| match error {
-            DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
-            DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
-            DeviceError::System {
-                errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
-                ..
-            } => ScrubError::Held(Held::NotMounted(error.to_string())),
-            other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
-        })?;
-        let around = scan::surroundings(&self.scan);
-        let facts = device
-            .facts(&around)
-            .with_context(|| format!("cannot examine {}", path.display()))?;
-        self.compare(|| facts.id.clone().map_err(|error| anyhow!(error)))?;
-        if let Some(users) = facts.users.filter(|users| !users.is_empty()) {
-            return Err(ScrubError::Held(Held::InUse(users.join(", "))));
-        }
+        let device = claim(&path)?;
+        let facts = examine_device(&device, &path, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
             let host = std::fs::read(&self.scan.host_mountinfo)
                 .map(|bytes| mounts::parse(&bytes))
@@ -167,18 +120,22 @@ impl Scrubber {
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
-        match cleaner {
-            Cleaner::Zero => block::zero(
-                &device.file,
-                facts.capacity_bytes,
-                &mut check,
-                &self.progress,
-                &self.cancel,
-            )?,
-            other => {
-                return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
-                    "{other} is not available"
-                ))));
+        match command::resolve(cleaner, &self.order.command) {
+            Cleaner::Command(words) => {
+                check()?;
+                // mkfs, wipefs and blkdiscard want it exclusively themselves.
+                drop(device);
+                let invocation = Invocation {
+                    words: &words,
+                    variable: command::DEVICE_VARIABLE,
+                    volume: &path,
+                    stall_timeout: self.limits.stall_timeout,
+                };
+                command::run(&invocation, &self.cancel)?;
+            }
+            native => {
+                let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);
+                block::wipe(&native, &device.file, facts.capacity_bytes, &mut check, &steering)?;
             }
         }
         Ok(Clean {
@@ -222,6 +179,98 @@ impl Scrubber {
             return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
         }
         Ok(())
+    }
+}
+
+/// Takes a device exclusively, for a scrub.
+///
+/// # Errors
+/// `Held`: another has it (`InUse`), or there is no block device (`NotMounted`). `Failed`: it cannot be opened.
+pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
+    devices::claim_exclusive(path).map_err(|error| match error {
+        DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
+        DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
+        DeviceError::System {
+            errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
+            ..
+        } => ScrubError::Held(Held::NotMounted(error.to_string())),
+        other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
+    })
+}
+
+/// Whether the device that is held is the storage that is expected, and nobody uses it.
+///
+/// # Errors
+/// `Held`: it is other storage, or in use. `Failed`: it cannot be examined.
+pub(crate) fn examine_device(
+    device: &ExclusiveDevice,
+    path: &Path,
+    scan: &ScanSettings,
+    expected: Option<&VolumeId>,
+) -> Result<DeviceFacts, ScrubError> {
+    let facts = device
+        .facts(&scan::surroundings(scan))
+        .with_context(|| format!("cannot examine {}", path.display()))?;
+    compare(expected, || facts.id.clone().map_err(|error| anyhow!(error)))?;
+    match &facts.users {
+        Some(users) if !users.is_empty() => Err(ScrubError::Held(Held::InUse(users.join(", ")))),
+        _ => Ok(facts),
+    }
+}
+
+/// Whether the open directory is the filesystem that is expected.
+///
+/// # Errors
+/// `Held`: it is other storage, or not mounted any more. `Failed`: it cannot be examined.
+pub(crate) fn examine_filesystem(
+    root: &MountRoot,
+    scan: &ScanSettings,
+    expected: Option<&VolumeId>,
+) -> Result<Mount, ScrubError> {
+    let table = read_table(&scan.own_mountinfo)?;
+    let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
+    let mount = mounts::by_id(&table, id)
+        .cloned()
+        .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
+    let boot_id = scan::boot_id();
+    compare(expected, || {
+        read::filesystem(root.as_fd(), &mount, &boot_id, &scan.sysfs)
+    })?;
+    Ok(mount)
+}
+
+/// Nothing is mounted below the volume, here or on the host, whose mounts are returned where they are known.
+///
+/// # Errors
+/// `Held`: something is. `Failed`: the own mount table cannot be read.
+pub(crate) fn check_nested(mount: &Mount, scan: &ScanSettings) -> Result<Vec<Mount>, ScrubError> {
+    let own = read_table(&scan.own_mountinfo)?;
+    let host = match std::fs::read(&scan.host_mountinfo) {
+        Ok(bytes) => mounts::parse(&bytes),
+        Err(_) => Vec::new(), // Blind: the planner has let the volume rest.
+    };
+    let mut nested = mounts::nested(&own, mount.dev, &mount.root);
+    nested.extend(mounts::nested(&host, mount.dev, &mount.root));
+    if nested.is_empty() {
+        return Ok(host);
+    }
+    nested.sort();
+    nested.dedup();
+    let points = nested.iter().map(|point| point.display().to_string()).collect();
+    Err(ScrubError::Held(Held::NestedMounts(points)))
+}
+
+fn compare(expected: Option<&VolumeId>, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {
+    let Some(expected) = expected else {
+        return Ok(());
+    };
+    let found = found().map_err(|error| ScrubError::Held(Held::IdentityUnknown(format!("{error:#}"))))?;
+    match expected.compare(&found) {
+        Comparison::Same => Ok(()),
+        Comparison::Different | Comparison::LostWithReboot => Err(ScrubError::Held(Held::WrongStorage {
+            expected: expected.to_string(),
+            found: found.to_string(),
+        })),
     }
 }
 

@@ -5,7 +5,9 @@
 //! instruction: what is left is a volume that is partly scrubbed, and scrubbing it again finishes the work.
 
 pub mod block;
+pub mod command;
 pub mod filesystem;
+pub mod limits;
 pub mod progress;
 
 use crate::reason::Held;

@@ -23,6 +23,8 @@ pub struct Settings {
     pub metrics_path: String,
     /// Periods and bounds.
     pub limits: Limits,
+    /// `--scrub-bandwidth` and `--stall-timeout`.
+    pub scrub: crate::scrub::limits::Limits,
     /// `--syscall-timeout`, `--host-mountinfo`, and where else the node is looked at.
     pub scan: ScanSettings,
 }

@@ -255,6 +255,7 @@ mod ioctl {
     nix::ioctl_read!(block_diskseq, 0x12, 128, u64);
     // <linux/fs.h>: numbered with _IO although it takes a pointer.
     nix::ioctl_write_ptr_bad!(block_zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+    nix::ioctl_write_ptr_bad!(block_discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_read_bad!(block_read_only, BLKROGET, libc::c_int);
     nix::ioctl_read_bad!(block_logical_size, BLKSSZGET, libc::c_int);
     nix::ioctl_read_bad!(loop_get_status64, LOOP_GET_STATUS64, LoopInfo64);
@@ -446,6 +447,66 @@ pub fn zero_out(fd: BorrowedFd<'_>, range: &std::ops::Range<u64>) -> Result<()> 
     Ok(())
 }
 
+/// Tells a block device that a range is of no use any more (BLKDISCARD). What it reads as afterwards is not defined.
+/// Both ends must be multiples of the logical block.
+///
+/// # Errors
+/// EOPNOTSUPP where the device cannot, EINVAL for a misaligned range, EIO if the medium refused, ENOTTY if this is no
+/// block device.
+pub fn discard(fd: BorrowedFd<'_>, range: &std::ops::Range<u64>) -> Result<()> {
+    let request = [range.start, range.end.saturating_sub(range.start)];
+    // SAFETY: the descriptor is open, and the kernel reads two u64 (start, length) from the pointer.
+    unsafe { ioctl::block_discard(fd.as_raw_fd(), &raw const request) }?;
+    Ok(())
+}
+
+/// 32 bytes from the kernel's random number generator (getrandom(2)), as a seed.
+///
+/// # Errors
+/// ENOSYS where a seccomp profile forbids the call.
+pub fn random_seed() -> Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has, and up to 256 at once.
+    let written = Errno::result(unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) })?;
+    if usize::try_from(written) == Ok(seed.len()) {
+        Ok(seed)
+    } else {
+        Err(Errno::EINTR)
+    }
+}
+
+/// An I/O priority as the kernel keeps it: class and level (ioprio_set(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoPriority(libc::c_int);
+
+impl IoPriority {
+    /// IOPRIO_CLASS_IDLE: served when nobody else wants the disk, by schedulers that know priorities (bfq, mq-deadline).
+    pub const IDLE: Self = Self(3 << 13);
+}
+
+/// IOPRIO_WHO_PROCESS; with 0 it means the calling thread.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
+/// The calling thread's I/O priority.
+///
+/// # Errors
+/// That of ioprio_get(2).
+pub fn io_priority() -> Result<IoPriority> {
+    // SAFETY: ioprio_get(2) takes two numbers and touches no memory.
+    let value = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) })?;
+    libc::c_int::try_from(value).map(IoPriority).map_err(|_| Errno::ERANGE)
+}
+
+/// Sets the calling thread's I/O priority, which the processes that it starts inherit.
+///
+/// # Errors
+/// That of ioprio_set(2).
+pub fn set_io_priority(priority: IoPriority) -> Result<()> {
+    // SAFETY: ioprio_set(2) takes three numbers and touches no memory.
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority.0) })?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -489,6 +550,26 @@ mod tests {
     }
 
     #[test]
+    fn the_io_priority_is_of_the_thread() {
+        std::thread::spawn(|| {
+            let before = io_priority().unwrap();
+            assert_ne!(before, IoPriority::IDLE);
+            set_io_priority(IoPriority::IDLE).unwrap();
+            assert_eq!(io_priority(), Ok(IoPriority::IDLE));
+            set_io_priority(before).unwrap();
+            assert_eq!(io_priority(), Ok(before));
+        })
+        .join()
+        .unwrap();
+        assert_ne!(io_priority(), Ok(IoPriority::IDLE));
+    }
+
+    #[test]
+    fn seeds_differ() {
+        assert_ne!(random_seed().unwrap(), random_seed().unwrap());
+    }
+
+    #[test]
     fn ioctls_refuse_what_they_are_not_for() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(block_bytes(file.as_fd()), Err(Errno::ENOTTY));
@@ -496,5 +577,6 @@ mod tests {
         assert!(loop_status(file.as_fd()).is_err());
         assert!(disk_sequence(file.as_fd()).is_err());
         assert!(logical_block_bytes(file.as_fd()).is_err());
+        assert_eq!(discard(file.as_fd(), &(0..512)), Err(Errno::ENOTTY));
     }
 }

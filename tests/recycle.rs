@@ -361,14 +361,14 @@ fn a_free_pv_follows_the_capacity_of_its_volume() {
 fn a_block_volume_is_zeroed_and_published_again() {
     in_every_world("block", async |node: Rc<Node>| {
         let class = node.class("Delete", "  volumeMode: Block\n").await?;
-        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 48 << 20)?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 47 << 20)?;
         std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
         node.start().await?;
         let pv = node.available("disk1").await?;
         ensure!(pv.spec.as_ref().unwrap().volume_mode.as_deref() == Some("Block"));
         node.claim_of_mode("a", &class, "Block").await?;
         let mut file = std::fs::OpenOptions::new().read(true).write(true).open(device.path())?;
-        for offset in [0, 7 << 20, (48 << 20) - 4096] {
+        for offset in [0, 7 << 20, (47 << 20) - 4096] {
             file.seek(SeekFrom::Start(offset))?;
             file.write_all(&[0xaa; 4096])?;
         }
@@ -380,7 +380,7 @@ fn a_block_volume_is_zeroed_and_published_again() {
         let mut content = Vec::new();
         std::fs::File::open(device.path())?.read_to_end(&mut content)?;
         ensure!(
-            content.len() == 48 << 20 && content.iter().all(|byte| *byte == 0),
+            content.len() == 47 << 20 && content.iter().all(|byte| *byte == 0),
             "the device is not zero"
         );
         Ok(())
@@ -391,7 +391,7 @@ fn a_block_volume_is_zeroed_and_published_again() {
 fn a_device_in_use_is_not_scrubbed() {
     in_every_world("device_in_use", async |node: Rc<Node>| {
         let class = node.class("Delete", "  volumeMode: Block\n").await?;
-        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 48 << 20)?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 47 << 20)?;
         std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
         node.start().await?;
         let pv = node.available("disk1").await?;
@@ -411,15 +411,99 @@ fn a_device_in_use_is_not_scrubbed() {
     });
 }
 
+/// Writes what a tenant leaves on a device.
+fn soil(device: &std::path::Path, offsets: &[u64]) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(device)?;
+    for offset in offsets {
+        file.seek(SeekFrom::Start(*offset))?;
+        file.write_all(&[0xaa; 4096])?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn bytes_at(device: &std::path::Path, offset: u64) -> Result<Vec<u8>> {
+    let mut file = std::fs::File::open(device)?;
+    let mut bytes = vec![0; 4096];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Binds a device of a class with this `blockCleanerCommand`, soils it, releases it, and looks when it is back.
+async fn recycled_by(node: &Node, command: &str) -> Result<(mounts::LoopDevice, std::path::PathBuf)> {
+    let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
+    let class = node.class("Delete", &extra).await?;
+    let device = mounts::LoopDevice::with_file(&node.path(format!("{class}.img")), 16 << 20)?;
+    let (entry, path) = (format!("disk-{class}"), node.entry(&class, &format!("disk-{class}")));
+    std::os::unix::fs::symlink(device.path(), &path)?;
+    if node.published().await?.is_empty() {
+        node.start().await?;
+    }
+    let pv = node.available(&entry).await?;
+    node.claim_of_mode(&class, &class, "Block").await?;
+    soil(device.path(), &[0, 7 << 20, (16 << 20) - 4096])?;
+    node.release(&class).await?;
+    node.again(&entry, &pv)
+        .await
+        .with_context(|| format!("with {command}"))?;
+    Ok((device, path))
+}
+
 #[test]
-fn cleaners_that_are_not_there_hold_the_volume() {
-    in_every_world("cleaners", async |node: Rc<Node>| {
-        let class = node
-            .class(
-                "Delete",
-                "  volumeMode: Block\n  blockCleanerCommand: [/scripts/shred.sh, \"2\"]\n",
-            )
-            .await?;
+fn every_native_cleaner_recycles_a_device() {
+    in_every_world("native_cleaners", async |node: Rc<Node>| {
+        let mut devices = Vec::new();
+        for command in [
+            "[zero]",
+            "[discard]",
+            "[shred 2]",
+            "[/scripts/shred.sh, \"1\"]",
+            "[/scripts/blkdiscard.sh]",
+        ] {
+            let (device, _) = recycled_by(&node, command).await?;
+            for offset in [0, 7 << 20, (16 << 20) - 4096] {
+                ensure!(
+                    bytes_at(device.path(), offset)? == [0; 4096],
+                    "{command} left data at {offset}"
+                );
+            }
+            devices.push(device);
+        }
+        // Signatures only: it is what the operator asked for.
+        let (device, _) = recycled_by(&node, "[/scripts/quick_reset.sh]").await?;
+        ensure!(bytes_at(device.path(), 0)? == [0; 4096] && bytes_at(device.path(), (16 << 20) - 4096)? == [0; 4096]);
+        ensure!(bytes_at(device.path(), 7 << 20)? == [0xaa; 4096]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_recycles_a_device() {
+    in_every_world("commands", async |node: Rc<Node>| {
+        let told = node.path("told");
+        // It takes the device exclusively, as mkfs does: nobody else may hold it then.
+        let script = format!(
+            "echo \"$LOCAL_PV_BLKDEVICE\" > {}; mkfs.ext4 -q -F \"$LOCAL_PV_BLKDEVICE\"",
+            told.display()
+        );
+        let (device, path) = recycled_by(&node, &json!(["sh", "-c", script]).to_string()).await?;
+        ensure!(std::fs::read_to_string(&told)?.trim_end() == path.display().to_string());
+        ensure!(
+            bytes_at(device.path(), 0)?[1024 + 56..1024 + 58] == [0x53, 0xef],
+            "mkfs has not run"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_that_fails_releases_nothing() {
+    in_every_world("failing_commands", async |node: Rc<Node>| {
+        let flag = node.path("now-it-works");
+        let script = format!("test -e {} || {{ echo 'out of order' >&2; exit 3; }}", flag.display());
+        let command = json!(["sh", "-c", script]);
+        let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
+        let class = node.class("Delete", &extra).await?;
         let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 16 << 20)?;
         std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
         node.start().await?;
@@ -429,10 +513,82 @@ fn cleaners_that_are_not_there_hold_the_volume() {
         node.event(
             &pv,
             "VolumeFailedDelete",
-            "blockCleanerCommand shred 2 is not available",
+            "exited with code 3; its last line was: out of order",
         )
         .await?;
         ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        std::fs::write(flag, "")?;
+        node.again("disk1", &pv).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_command_that_hangs_is_killed_when_it_stalls_and_when_the_daemon_stops() {
+    in_every_world("hanging_commands", async |node: Rc<Node>| {
+        let (pid, flag) = (node.path("pid"), node.path("now-it-works"));
+        let script = format!(
+            "test -e {} && exit 0; echo $$ > {1}.new; mv {1}.new {1}; exec sleep 1000",
+            flag.display(),
+            pid.display()
+        );
+        let command = json!(["sh", "-c", script]);
+        let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
+        let class = node.class("Delete", &extra).await?;
+        let device = mounts::LoopDevice::with_file(&node.path("backing.img"), 16 << 20)?;
+        std::os::unix::fs::symlink(device.path(), node.entry(&class, "disk1"))?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim_of_mode("a", &class, "Block").await?;
+        node.release("a").await?;
+        let end = tokio::time::Instant::now() + node::DEADLINE;
+        while !pid.exists() {
+            ensure!(tokio::time::Instant::now() < end, "not started");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let process = std::path::Path::new("/proc").join(std::fs::read_to_string(&pid)?.trim());
+        ensure!(process.exists(), "it has ended by itself");
+        node.stop().await?;
+        ensure!(!process.exists(), "it goes on without the daemon");
+        ensure!(node.published().await?["disk1"].uid() == pv.uid());
+        node.settings.borrow_mut().scrub.stall_timeout = std::time::Duration::from_millis(200);
+        node.start().await?;
+        node.event(&pv, "VolumeFailedDelete", "neither wrote anything nor ended for 200ms")
+            .await?;
+        std::fs::write(flag, "")?;
+        node.again("disk1", &pv).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn cleaners_that_are_not_there_hold_the_volume() {
+    in_every_world("cleaners", async |node: Rc<Node>| {
+        let mut kept = Vec::new();
+        for (command, text) in [
+            (
+                "[/no/such/cleaner, -f]",
+                "the cleaner /no/such/cleaner -f cannot be run",
+            ),
+            ("[/scripts/fsclean.sh]", "does not wipe block devices"),
+        ] {
+            let extra = format!("  volumeMode: Block\n  blockCleanerCommand: {command}\n");
+            let class = node.class("Delete", &extra).await?;
+            let device = mounts::LoopDevice::with_file(&node.path(format!("{class}.img")), 16 << 20)?;
+            let entry = format!("disk-{class}");
+            std::os::unix::fs::symlink(device.path(), node.entry(&class, &entry))?;
+            if kept.is_empty() {
+                node.start().await?;
+            }
+            let pv = node.available(&entry).await?;
+            node.claim_of_mode(&class, &class, "Block").await?;
+            soil(device.path(), &[0])?;
+            node.release(&class).await?;
+            node.event(&pv, "VolumeFailedDelete", text).await?;
+            ensure!(node.published().await?[&entry].uid() == pv.uid());
+            ensure!(bytes_at(device.path(), 0)? == [0xaa; 4096]);
+            kept.push(device);
+        }
         Ok(())
     });
 }

@@ -1,12 +1,16 @@
 //! Wiping real loop devices.
 #![allow(clippy::unwrap_used)]
 
+#[path = "scrub/methods.rs"]
+mod methods;
 #[path = "scrub/support.rs"]
 mod support;
 
+use local_volume_provisioner::config::Cleaner;
 use local_volume_provisioner::reason::Held;
 use local_volume_provisioner::scrub::ScrubError;
-use local_volume_provisioner::scrub::block::{open_device, verify, zero, zero_range};
+use local_volume_provisioner::scrub::block::{open_device, verify, wipe, zero_range};
+use local_volume_provisioner::scrub::limits::Steering;
 use local_volume_provisioner::scrub::progress::{Cancel, Progress, Unit};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,6 +23,22 @@ const MIB: u64 = 1024 * 1024;
 
 fn progress() -> Progress {
     Progress::new(Unit::Bytes, 0)
+}
+
+fn zero(
+    device: &File,
+    size_bytes: u64,
+    before: &mut dyn FnMut() -> Result<(), ScrubError>,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<(), ScrubError> {
+    wipe(
+        &Cleaner::Zero,
+        device,
+        size_bytes,
+        before,
+        &Steering::new(progress, cancel, None),
+    )
 }
 
 /// A new descriptor, without the write error that the old one remembers.
@@ -159,12 +179,14 @@ fn only_the_range_is_wiped() {
         let held = open_device(&device.path).unwrap();
         let (start, end) = (MIB + 512, 130 * MIB + 1024);
         let progress = progress();
-        zero_range(&held, start..end, &progress, &Cancel::new()).unwrap();
+        let cancel = Cancel::new();
+        let steering = Steering::new(&progress, &cancel, None);
+        zero_range(&held, start..end, &steering).unwrap();
         assert_eq!(progress.snapshot().done, end - start);
         assert_eq!(first_other(&file, 0xaa, 0..start), None);
         assert_eq!(first_other(&file, 0, start..end), None);
         assert_eq!(first_other(&file, 0xaa, end..size), None);
-        let misaligned = zero_range(&held, 100..1024, &progress, &Cancel::new()).unwrap_err();
+        let misaligned = zero_range(&held, 100..1024, &steering).unwrap_err();
         assert!(misaligned.to_string().contains("logical block"), "{misaligned}");
     });
 }
@@ -186,7 +208,8 @@ fn offsets_beyond_16_tib_are_right() {
             unclean.to_string().contains("did not reach the medium at offset"),
             "{unclean}"
         );
-        zero_range(&held, start..size, &progress(), &Cancel::new()).unwrap();
+        let (progress, cancel) = (progress(), Cancel::new());
+        zero_range(&held, start..size, &Steering::new(&progress, &cancel, None)).unwrap();
         assert_eq!(first_other(&file, 0, start..size), None);
         for kept in [start - MIB, start % (1 << 32), start % (1 << 44)] {
             assert_eq!(first_other(&file, 0xaa, kept..kept + MIB), None, "{kept}");

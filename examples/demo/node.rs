@@ -66,6 +66,7 @@ impl Node {
             node_name: NAME.into(),
             namespace: "default".into(),
             job_image: None,
+            scrub: Default::default(),
             config_dir: self.root.join("config"),
             listen_address: None,
             metrics_path: "/metrics".into(),

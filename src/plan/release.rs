@@ -434,14 +434,11 @@ impl Planner<'_> {
             .unwrap_or_else(|| vec!["zero".to_owned()]))
     }
 
-    /// The cleaner that a device was published with, if it can be run in the process.
-    fn device_cleaner(&self, pv: &Pv) -> Result<ScrubKind, Held> {
-        match Cleaner::parse(&self.cleaner_command(pv)?).map_err(Held::CleanerUnavailable)? {
-            Cleaner::Zero => Ok(ScrubKind::Device(Cleaner::Zero)),
-            other => Err(Held::CleanerUnavailable(format!(
-                "blockCleanerCommand {other} is not available in this version; use zero, the default"
-            ))),
-        }
+    /// The cleaner that a device was published with. Whether it can be run is seen when it is.
+    fn device_cleaner(&self, pv: &Pv) -> Result<(Cleaner, Vec<String>), Held> {
+        let command = self.cleaner_command(pv)?;
+        let cleaner = Cleaner::parse(&command).map_err(Held::CleanerUnavailable)?;
+        Ok((cleaner, command))
     }
 
     /// The classic event at the start of a wipe.
@@ -453,10 +450,10 @@ impl Planner<'_> {
     }
 
     fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, medium: Medium) -> State {
-        let kind = match medium {
-            Medium::Filesystem => ScrubKind::Filesystem,
+        let (kind, command) = match medium {
+            Medium::Filesystem => (ScrubKind::Filesystem, Vec::new()),
             Medium::Device => match self.device_cleaner(pv) {
-                Ok(kind) => kind,
+                Ok((cleaner, command)) => (ScrubKind::Device(cleaner), command),
                 Err(held) => return State::Held(held),
             },
         };
@@ -479,6 +476,7 @@ impl Planner<'_> {
             // What the operator has accepted is what is there now, not what may be there when the scrub starts.
             expected: if adopted(pv) { seen } else { noted().or(seen) },
             kind,
+            command,
             capacity: pv.capacity.clone(),
         };
         self.act(&pv.name, Action::Scrub(Box::new(order)));

@@ -211,6 +211,7 @@ impl Daemon {
             scan: self.settings.scan.clone(),
             order,
             earlier_stamp: stamp,
+            limits: self.settings.scrub,
             progress,
             cancel,
         };

@@ -1,22 +1,27 @@
-//! Wiping a block device with zeros, through a descriptor that holds it exclusively.
+//! Wiping a block device, through a descriptor that holds it exclusively.
 //!
 //! The device is wiped in chunks, so that it can be stopped and reported on: one call over a whole device cannot be
-//! killed before Linux 6.11. The methods are tried in the order of [`Method`].
+//! killed before Linux 6.11.
 
-mod verify;
-
+mod discard;
+mod quick;
+mod shred;
 #[cfg(test)]
 mod tests;
+mod verify;
+mod zero;
 
 pub use verify::verify;
+pub use zero::zero_range;
 
-use super::progress::{Cancel, Progress};
+use super::limits::Steering;
 use super::{ScrubError, failed};
+use crate::config::Cleaner;
 use crate::reason::Held;
 use crate::sys;
 use anyhow::{Context, anyhow};
 use rustix::fd::{AsFd, AsRawFd};
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -27,57 +32,6 @@ const MIB: u64 = 1024 * 1024;
 
 /// For O_DIRECT: at least the logical block and the memory alignment of every driver.
 const PAGE_BYTES: usize = 4096;
-
-/// A way to make a range of a device read as zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// fallocate(FALLOC_FL_PUNCH_HOLE): guaranteed zeros by the device's own command, thin storage stays thin.
-    PunchHole,
-    /// BLKZEROOUT: as above without giving blocks back; the kernel writes zeros where the device has no command.
-    ZeroOut,
-    /// O_DIRECT writes from here, for devices whose commands fail.
-    DirectWrite,
-}
-
-/// What to do after a method failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fallback {
-    /// The device does not know the method: the rest is done with this one.
-    ForGood(Method),
-    /// The device failed on this range: only the range is done with this one.
-    ForThisRange(Method),
-}
-
-impl Method {
-    fn next(self) -> Option<Self> {
-        match self {
-            Self::PunchHole => Some(Self::ZeroOut),
-            Self::ZeroOut => Some(Self::DirectWrite),
-            Self::DirectWrite => None,
-        }
-    }
-
-    fn after(self, error: &io::Error) -> Option<Fallback> {
-        let next = self.next()?;
-        match Errno::from_io_error(error)? {
-            // ENODEV is what kernels without fallocate on block devices answer, EINVAL what some drivers do.
-            Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::NOTTY | Errno::INVAL => {
-                Some(Fallback::ForGood(next))
-            }
-            // EREMOTEIO: the target refused the command.
-            Errno::IO | Errno::REMOTEIO => Some(Fallback::ForThisRange(next)),
-            _ => None,
-        }
-    }
-
-    /// How much one call covers: what may pass before the scrub looks at [`Cancel`] again.
-    fn chunk_bytes(self) -> u64 {
-        match self {
-            Self::PunchHole | Self::ZeroOut => 64 * MIB,
-            Self::DirectWrite => 4 * MIB,
-        }
-    }
-}
 
 /// Opens a block device for a scrub: read-write, and exclusively until it is closed (`O_EXCL`).
 ///
@@ -121,22 +75,34 @@ fn sysfs_says_read_only(device: u64) -> bool {
     std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
 }
 
-/// Zeroes a device of `size_bytes` and verifies by samples that the zeros reached the medium.
+/// Wipes a device of `size_bytes` by a native method and verifies by samples that the wipe reached the medium. All
+/// methods leave zeros, `quick` only where signatures may be: what else was on the device stays readable after that.
 ///
-/// `device` comes from [`open_device`]. `before_first_write` is called once, after the checks on the descriptor and
-/// right before the first write; its error ends the scrub with nothing touched.
+/// `device` comes from [`open_device`] or [`crate::devices::claim_exclusive`]. `before_first_write` is called once,
+/// after the checks on the descriptor and right before the first write; its error ends the scrub with nothing touched.
 ///
 /// # Errors
 ///
-/// `Held`: the device is read-only. `Failed`: it has another size, cannot be written, or does not read as zeros.
-/// `Cancelled`.
-pub fn zero(
+/// `Held`: the device is read-only, or `cleaner` is none for a device (`CleanerUnavailable`). `Failed`: it has another
+/// size, cannot be written, or does not read as zeros. `Cancelled`.
+pub fn wipe(
+    cleaner: &Cleaner,
     device: &File,
     size_bytes: u64,
     before_first_write: &mut dyn FnMut() -> Result<(), ScrubError>,
-    progress: &Progress,
-    cancel: &Cancel,
+    steering: &Steering<'_>,
 ) -> Result<(), ScrubError> {
+    let method: &dyn Fn() -> Result<(), ScrubError> = match cleaner {
+        Cleaner::Zero => &|| zero::whole(device, size_bytes, steering),
+        Cleaner::Discard => &|| discard::whole(device, size_bytes, steering),
+        Cleaner::Shred { passes } => &|| shred::whole(device, size_bytes, *passes, steering),
+        Cleaner::Quick => &|| quick::signatures(device, size_bytes, steering),
+        Cleaner::Fsclean | Cleaner::Command(_) => {
+            return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
+                "{cleaner} does not wipe block devices; use zero, discard, shred or quick"
+            ))));
+        }
+    };
     if sys::block_read_only(device.as_fd()).context("cannot ask whether the device is read-only (BLKROGET)")? {
         return Err(ScrubError::Held(Held::ReadOnly));
     }
@@ -146,22 +112,20 @@ pub fn zero(
             "the device has {found} bytes, not {size_bytes}"
         )));
     }
-    cancel.check()?;
+    steering.cancel.check()?;
     before_first_write()?;
-    progress.set_total(size_bytes);
-    zero_range(device, 0..size_bytes, progress, cancel)?;
-    verify(device, size_bytes)
+    method()
 }
 
-/// Zeroes the bytes of `range` and flushes the device; nothing is checked before and nothing verified after.
-///
-/// The start must be a multiple of the logical block. Of the end whole blocks are wiped: a part of a block at the end of
-/// a device (a 512-byte rest of a device with blocks of 4 KiB) can be neither written nor read through that device.
-///
-/// # Errors
-///
-/// `Failed`: misaligned, or the device cannot be written. `Cancelled`: the range is done up to some chunk, not flushed.
-pub fn zero_range(device: &File, range: Range<u64>, progress: &Progress, cancel: &Cancel) -> Result<(), ScrubError> {
+fn logical_block_bytes(device: &File) -> Result<u64, ScrubError> {
+    let bytes = rustix::fs::ioctl_blksszget(device)
+        .map_err(|error| failed(error, || "cannot read the logical block size (BLKSSZGET)".to_owned()))?;
+    Ok(u64::from(bytes).max(1))
+}
+
+/// Of a range whose start is a multiple of the logical block, the whole blocks: a part of a block at the end of a device
+/// (a 512-byte rest of a device with blocks of 4 KiB) can be neither written nor read through that device.
+fn whole_blocks(device: &File, range: &Range<u64>) -> Result<Range<u64>, ScrubError> {
     let block_bytes = logical_block_bytes(device)?;
     if !range.start.is_multiple_of(block_bytes) {
         return Err(ScrubError::Failed(anyhow!(
@@ -169,85 +133,24 @@ pub fn zero_range(device: &File, range: Range<u64>, progress: &Progress, cancel:
             range.start
         )));
     }
-    let whole_blocks = range.start..(range.end - range.end % block_bytes).max(range.start);
-    let mut zeros = None;
-    wipe(whole_blocks.clone(), progress, cancel, &mut |method, chunk| {
-        apply(method, device, chunk, &mut zeros)
-    })?;
-    progress.add(range.end.saturating_sub(whole_blocks.end));
+    Ok(range.start..(range.end - range.end % block_bytes).max(range.start))
+}
+
+/// The chunk that begins at `at`: it ends at a multiple of the chunk size, a power of two, or at the end.
+fn chunk(at: u64, chunk_bytes: u64, end: u64) -> Range<u64> {
+    at..(at - at % chunk_bytes).saturating_add(chunk_bytes).min(end)
+}
+
+fn flush(device: &File) -> Result<(), ScrubError> {
     rustix::fs::fsync(device).map_err(|error| failed(error, || "cannot flush the device (fsync)".to_owned()))
 }
 
-/// Steps through the range in chunks that end at multiples of the chunk size, falling back as the methods fail.
-fn wipe(
-    range: Range<u64>,
-    progress: &Progress,
-    cancel: &Cancel,
-    attempt: &mut dyn FnMut(Method, &Range<u64>) -> io::Result<()>,
-) -> Result<(), ScrubError> {
-    let mut at = range.start;
-    let mut settled = Method::PunchHole;
-    let mut detour: Option<(Method, u64)> = None;
-    while at < range.end {
-        cancel.check()?;
-        let method = match detour {
-            Some((method, until)) if at < until => method,
-            _ => settled,
-        };
-        let chunk = at..(at - at % method.chunk_bytes())
-            .saturating_add(method.chunk_bytes())
-            .min(range.end);
-        let error = match attempt(method, &chunk) {
-            Ok(()) => {
-                progress.add(chunk.end - chunk.start);
-                at = chunk.end;
-                continue;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => error,
-        };
-        match method.after(&error) {
-            Some(Fallback::ForGood(next)) if method == settled => settled = next,
-            Some(Fallback::ForGood(next) | Fallback::ForThisRange(next)) => {
-                let until = detour.map_or(chunk.end, |(_, until)| until.max(chunk.end));
-                detour = Some((next, until));
-            }
-            None => {
-                let what = format!("cannot write zeros at offset {} ({method:?})", chunk.start);
-                return Err(ScrubError::Failed(anyhow::Error::new(error).context(what)));
-            }
-        }
-        tracing::debug!(?method, offset = chunk.start, %error, "falling back to another method of wiping");
-    }
-    Ok(())
-}
-
-fn apply(method: Method, device: &File, range: &Range<u64>, zeros: &mut Option<AlignedBuffer>) -> io::Result<()> {
-    match method {
-        Method::PunchHole => {
-            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            Ok(rustix::fs::fallocate(
-                device,
-                mode,
-                range.start,
-                range.end - range.start,
-            )?)
-        }
-        Method::ZeroOut => sys::zero_out(device.as_fd(), range).map_err(Into::into),
-        Method::DirectWrite => {
-            let _direct = Direct::set(device)?;
-            #[allow(clippy::cast_possible_truncation)] // 4 MiB
-            let zeros = zeros.get_or_insert_with(|| AlignedBuffer::new(Method::DirectWrite.chunk_bytes() as usize));
-            write_zeros(device, range, zeros.bytes())
-        }
-    }
-}
-
-fn write_zeros(device: &File, range: &Range<u64>, zeros: &[u8]) -> io::Result<()> {
+/// Writes these bytes, over and over, on a range.
+fn write_range(device: &File, range: &Range<u64>, bytes: &[u8]) -> io::Result<()> {
     let mut at = range.start;
     while at < range.end {
-        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(zeros.len());
-        match rustix::io::pwrite(device, &zeros[..length], at) {
+        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(bytes.len());
+        match rustix::io::pwrite(device, &bytes[..length], at) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => at += written as u64,
             Err(Errno::INTR) => {}
@@ -255,12 +158,6 @@ fn write_zeros(device: &File, range: &Range<u64>, zeros: &[u8]) -> io::Result<()
         }
     }
     Ok(())
-}
-
-fn logical_block_bytes(device: &File) -> Result<u64, ScrubError> {
-    let bytes = rustix::fs::ioctl_blksszget(device)
-        .map_err(|error| failed(error, || "cannot read the logical block size (BLKSSZGET)".to_owned()))?;
-    Ok(u64::from(bytes).max(1))
 }
 
 /// O_DIRECT on a descriptor, for as long as this lives. On the descriptor itself, because a second one could be of

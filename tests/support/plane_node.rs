@@ -168,6 +168,7 @@ impl Node {
                 scrub_concurrency: 4,
                 scrub_retries: 10,
             },
+            scrub: Default::default(),
             scan: ScanSettings {
                 host_mountinfo: if world.sees_pods {
                     PathBuf::from(&task)

@@ -46,13 +46,18 @@ pub fn verify(device: &File, size_bytes: u64) -> Result<(), ScrubError> {
         hasher.write_u64(index);
         hasher.finish()
     };
+    // As large as any device asks for, and a multiple of the logical block.
+    let align = block_bytes.max(PAGE_BYTES as u64);
+    all_zero(device, &samples(whole_blocks, align, &mut jitter), block_bytes)
+}
+
+/// Reads these ranges, which begin at multiples of the logical block, with O_DIRECT.
+pub(super) fn all_zero(device: &File, ranges: &[Range<u64>], block_bytes: u64) -> Result<(), ScrubError> {
     #[allow(clippy::cast_possible_truncation)] // 1 MiB
     let mut buffer = AlignedBuffer::new(EDGE_BYTES as usize);
     let _direct = Direct::set(device).context("cannot read past the page cache (O_DIRECT)")?;
-    // As large as any device asks for, and a multiple of the logical block.
-    let align = block_bytes.max(PAGE_BYTES as u64);
-    for sample in samples(whole_blocks, align, &mut jitter) {
-        check(device, &sample, &mut buffer)?;
+    for range in ranges {
+        check(device, &(range.start..range.end - range.end % block_bytes), &mut buffer)?;
     }
     Ok(())
 }
