@@ -175,6 +175,14 @@ impl Memory {
         let scrubs = &self.scrubs;
         self.gone
             .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
+        for gone in self.gone.values() {
+            let outdated = |scrub: &Scrub| {
+                !matches!(scrub.state, ScrubState::Running(_)) && scrub.claim_uid.as_deref() != gone.pv.claim_uid()
+            };
+            if self.scrubs.get(&gone.pv.uid).is_some_and(outdated) {
+                self.scrubs.remove(&gone.pv.uid); // Made for another release: it is scrubbed once more.
+            }
+        }
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
         let left: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();

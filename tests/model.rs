@@ -40,6 +40,8 @@ enum Step {
     Readable(bool),
     DeletePv(usize),
     StripFinalizers(usize),
+    /// `kubectl delete --now` and the finalizers stripped.
+    ForceDelete(usize),
     StripLabel(usize),
     StripAnnotations(usize, usize),
     ClearClaimRef(usize),
@@ -51,6 +53,10 @@ enum Step {
     StartPod(usize),
     EndPod(usize),
     DeleteClaim(usize),
+    /// A claim is bound, and its pod writes.
+    Use(usize),
+    /// All pods end and all claims go.
+    Release,
     // The machinery.
     Controllers,
     Watch(usize),
@@ -73,6 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Readable),
         2 => one().prop_map(Step::DeletePv),
         1 => one().prop_map(Step::StripFinalizers),
+        3 => one().prop_map(Step::ForceDelete),
         1 => one().prop_map(Step::StripLabel),
         1 => (one(), one()).prop_map(|(pv, what)| Step::StripAnnotations(pv, what)),
         1 => one().prop_map(Step::ClearClaimRef),
@@ -83,6 +90,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => one().prop_map(Step::StartPod),
         4 => one().prop_map(Step::EndPod),
         6 => one().prop_map(Step::DeleteClaim),
+        8 => one().prop_map(Step::Use),
+        4 => Just(Step::Release),
         4 => Just(Step::Controllers),
         6 => (1..4_usize).prop_map(Step::Watch),
         1 => Just(Step::Relist),
@@ -220,6 +229,18 @@ impl World {
             Step::Bind(number) | Step::DeleteClaim(number) | Step::StartPod(number) | Step::EndPod(number) => {
                 self.tenant(step, number);
             }
+            Step::Use(number) => {
+                let pods = self.node.pods.len();
+                self.tenant(&Step::Bind(number), number);
+                self.api.reconcile();
+                self.tenant(&Step::StartPod(number), number);
+                self.tenant(&Step::EndPod(pods), pods);
+            }
+            Step::Release => {
+                self.node.pods.clear();
+                self.api.claims.clear();
+                self.api.reconcile();
+            }
             Step::Controllers => self.api.reconcile(),
             Step::Watch(count) => (0..count).for_each(|_| drop(self.daemon.watch(&mut self.api))),
             Step::Relist => {
@@ -245,6 +266,7 @@ impl World {
     fn by_hand(&mut self, step: &Step) {
         let (Step::DeletePv(number)
         | Step::StripFinalizers(number)
+        | Step::ForceDelete(number)
         | Step::StripLabel(number)
         | Step::StripAnnotations(number, _)
         | Step::ClearClaimRef(number)
@@ -262,6 +284,10 @@ impl World {
         };
         match *step {
             Step::DeletePv(_) => self.api.delete_by_hand(&name),
+            Step::ForceDelete(_) => {
+                self.api.delete_by_hand(&name);
+                self.api.edit(&name, |pv| pv.metadata.finalizers = None);
+            }
             Step::StripFinalizers(_) => self.api.edit(&name, |pv| pv.metadata.finalizers = None),
             Step::StripLabel(_) => self.api.edit(&name, |pv| pv.metadata.labels = None),
             Step::StripAnnotations(_, what) => {
@@ -519,7 +545,7 @@ fn history(mode: Mode, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_history_leaks_or_loses_with_patch(steps in prop::collection::vec(step(), 1..60)) {

@@ -153,6 +153,13 @@ fn a_scrub_of_the_last_release_counts_when_its_pv_ends() {
     assert_eq!(ended_with(scrub("c1", running())), Some(Use::Used));
 
     let mut memory = Memory::default();
+    memory.scrubs.insert("uid".into(), scrub("c0", clean(true)));
+    assert!(
+        after_the_end(memory, &released()).scrubs.is_empty(),
+        "it is scrubbed once more"
+    );
+
+    let mut memory = Memory::default();
     memory.scrubs.insert("uid".into(), scrub("c1", running()));
     let mut memory = after_the_end(memory, &released());
     assert_eq!(memory.scrubs.len(), 1, "it goes on");
