@@ -177,7 +177,7 @@ impl Memory {
             .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
         for gone in self.gone.values() {
             let outdated = |scrub: &Scrub| {
-                !matches!(scrub.state, ScrubState::Running(_)) && scrub.claim_uid.as_deref() != gone.pv.claim_uid()
+                !matches!(scrub.state, ScrubState::Running) && scrub.claim_uid.as_deref() != gone.pv.claim_uid()
             };
             if self.scrubs.get(&gone.pv.uid).is_some_and(outdated) {
                 self.scrubs.remove(&gone.pv.uid); // Made for another release: it is scrubbed once more.

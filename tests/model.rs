@@ -242,7 +242,11 @@ impl World {
                 self.api.reconcile();
             }
             Step::Controllers => self.api.reconcile(),
-            Step::Watch(count) => (0..count).for_each(|_| drop(self.daemon.watch(&mut self.api))),
+            Step::Watch(count) => {
+                for _ in 0..count {
+                    self.daemon.watch(&mut self.api);
+                }
+            }
             Step::Relist => {
                 self.excuse_untracked(false);
                 self.daemon.relist(&mut self.api);
@@ -493,8 +497,10 @@ impl World {
             .map(|volume| volume.entry.to_str().unwrap().to_owned())
             .collect();
         let slots = self.node.slots.clone();
-        out.iter()
-            .for_each(|slot| drop(self.node.slots.insert(slot.clone(), None)));
+        // The names go, and stay away for the grace period.
+        self.node.slots.retain(|slot, _| !out.contains(slot));
+        self.pass();
+        self.tick(61);
         self.pass();
         self.node.slots = slots;
     }

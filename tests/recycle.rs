@@ -8,7 +8,7 @@ mod node;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use node::{Node, in_every_world, in_worlds, names, phase};
 use serde_json::json;

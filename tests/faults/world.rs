@@ -106,6 +106,7 @@ impl World {
         let settings = Settings {
             node_name: "node1".into(),
             namespace: "default".into(),
+            scrub: Default::default(),
             job_image: None,
             config_dir: self.dir.path().join("config"),
             listen_address: Some(self.address),
