@@ -57,6 +57,9 @@ pub fn client(mut config: Config) -> anyhow::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(REQUEST_TIMEOUT);
+    // Of a connection that died in the middle of an answer. A watch is silent for as long as it lasts.
+    config.read_timeout = Some(Duration::from_secs(u64::from(crate::watch::WATCH_SECONDS) + 20));
+    config.reset_reader_on_write = true;
     let builder = ClientBuilder::try_from(config).context("the Kubernetes client cannot be made")?;
     Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT)).build())
 }

@@ -109,7 +109,10 @@ enum LogFormat {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    crate::config::duration::parse(text).map_err(|error| error.to_string())
+    match crate::config::duration::parse(text) {
+        Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
+        result => result.map_err(|error| error.to_string()),
+    }
 }
 
 /// The program: parses the command line and does what it says.
@@ -152,11 +155,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.v, args.log_format);
     let settings = settings(args)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
         let client = crate::api::connect().await?;
         info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, "starting");
         crate::run::run(settings, client, signalled()?).await
-    })?;
+    });
+    // A thread that hangs on a dead disk must not keep the process.
+    runtime.shutdown_background();
+    ended?;
     info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -108,6 +108,8 @@ pub struct Scrub {
     pub failures: u32,
     /// How many times in a row it was started and held back.
     pub held_back: u32,
+    /// What the last try was held back by, or failed with.
+    pub last_hold: Option<Held>,
     /// Where it stands.
     pub state: ScrubState,
 }

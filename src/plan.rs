@@ -34,6 +34,8 @@ use crate::scrub::progress::Snapshot;
 pub struct Inputs<'a> {
     /// The configuration.
     pub config: &'a Config,
+    /// Classes that the configuration names, but that could not be read from it: not configured, and not removed.
+    pub broken_classes: &'a BTreeSet<String>,
     /// How long to wait where the design says to wait.
     pub limits: Limits,
     /// What may be done with PVs.
@@ -301,6 +303,8 @@ pub struct ScrubOrder {
     pub kind: ScrubKind,
     /// `blockCleanerCommand` of a device, as it was written; empty for a filesystem.
     pub command: Vec<String>,
+    /// Mounts of pods cannot be seen on this node.
+    pub blind: bool,
     /// Capacity as on the PV, for the metrics.
     pub capacity: String,
 }
@@ -460,7 +464,12 @@ impl<'a> Planner<'a> {
 
     fn sight(&self, pv: &Pv) -> (Option<DirectoryKey>, Sight<'a>) {
         let Some(key) = directory_of(self.i.config, pv) else {
-            return (None, Sight::Unseen(Held::ClassNotConfigured));
+            let held = if self.i.broken_classes.contains(&pv.class) {
+                Held::Unreadable("its class is broken in the configuration; mend it".into())
+            } else {
+                Held::ClassNotConfigured
+            };
+            return (None, Sight::Unseen(held));
         };
         let sight = match self.i.observed.directories.get(&key) {
             None => Sight::Unseen(Held::Unreadable("its directory was not looked at yet".into())),

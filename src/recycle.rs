@@ -16,7 +16,7 @@ use crate::devices::{self, DeviceError, ExclusiveDevice};
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
-use crate::observed::DeviceFacts;
+use crate::observed::{DeviceFacts, HostView};
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
@@ -82,18 +82,27 @@ impl Scrubber {
         let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
         let stamp = stamp(&outcome);
         let untouched = outcome.entries_removed == 0 && self.earlier_stamp.as_ref() == Some(&stamp);
-        let sees_pods = std::fs::File::open(&self.scan.host_mountinfo).is_ok();
         Ok(Clean {
             entries_removed: outcome.entries_removed,
             stamp: Some(stamp),
-            settled: sees_pods || untouched,
+            settled: !self.order.blind || untouched,
         })
     }
 
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
+        self.check_host_view()?;
         let host = check_nested(mount, &self.scan)?;
-        self.check_pods(&host, |dev, subtree| dev == mount.dev && subtree == mount.root)
+        let overlaps = |subtree: &Path| subtree.starts_with(&mount.root) || mount.root.starts_with(subtree);
+        self.check_pods(&host, |dev, subtree| dev == mount.dev && overlaps(subtree))
+    }
+
+    /// The order was made seeing the mounts of pods: without that sight nothing is touched.
+    fn check_host_view(&self) -> Result<(), ScrubError> {
+        match scan::host_view(&self.scan.host_mountinfo) {
+            HostView::Blind(reason) if !self.order.blind => Err(ScrubError::Held(Held::Unreadable(reason))),
+            _ => Ok(()),
+        }
     }
 
     fn check_pods(&self, host: &[Mount], same: impl Fn(u64, &Path) -> bool) -> Result<(), ScrubError> {
@@ -114,6 +123,7 @@ impl Scrubber {
         let device = claim(&path)?;
         let facts = examine_device(&device, &path, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
+            self.check_host_view()?;
             let host = std::fs::read(&self.scan.host_mountinfo)
                 .map(|bytes| mounts::parse(&bytes))
                 .unwrap_or_default();

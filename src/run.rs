@@ -6,7 +6,7 @@ mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::cluster::{Mode, Node, Ownership};
 use crate::config::{self, Config, Problem};
 use crate::events::Told;
 use crate::http::Health;
-use crate::lock::Locks;
+use crate::lock::{LockError, Locks};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
@@ -77,6 +77,8 @@ struct Daemon {
     node_read: Option<Instant>,
     config: Option<Config>,
     problems: Vec<Problem>,
+    /// Classes that are configured, but not in a way that could ever be used.
+    broken_classes: BTreeSet<String>,
     memory: Memory,
     told: Told,
     tasks: JoinSet<Done>,
@@ -85,6 +87,7 @@ struct Daemon {
     running: BTreeMap<String, (Progress, Cancel)>,
     directories_read: BTreeSet<PathBuf>,
     gaps: u64,
+    blind_told: bool,
     states: BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
 }
 
@@ -210,7 +213,10 @@ impl Daemon {
         self.log_changes(&plan);
         self.tell(&plan, &ownership);
         self.ask_mode_again(&plan);
-        let due = plan.wake_at;
+        let store = self.shared.store();
+        let doubts = store.doubtful().iter().filter_map(|name| self.memory.retries.get(name));
+        let due = plan.wake_at.into_iter().chain(doubts.map(|retry| retry.due)).min();
+        drop(store);
         for action in plan.actions {
             self.start(action, began);
         }
@@ -234,6 +240,7 @@ impl Daemon {
             .collect();
         let inputs = |memory| Inputs {
             config,
+            broken_classes: &self.broken_classes,
             limits: self.settings.limits,
             mode: self.mode,
             jobs: JobSettings {
@@ -262,14 +269,15 @@ impl Daemon {
         let config = self.config.clone().unwrap_or_default();
         let (keys, published) = {
             let store = self.shared.store();
-            let published: BTreeSet<PathBuf> = store.cluster().pvs.values().filter_map(|pv| pv.path.clone()).collect();
+            let pvs = store.cluster().pvs.values().filter_map(|pv| pv.path.clone());
+            // A pod may still use what a PV that is gone stood for.
+            let published: BTreeSet<PathBuf> = pvs.chain(self.memory.gone.keys().cloned()).collect();
             (plan::directories(&config, store.cluster()), published)
         };
-        let configured: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
         let config_dir = self.settings.config_dir.clone();
         let period = self.settings.limits.discovery_period;
         let (eyes, look) = tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &configured, &published, &config_dir, period);
+            let look = look(&mut eyes, &keys, &published, &config_dir, period);
             (eyes, look)
         })
         .await
@@ -295,6 +303,10 @@ impl Daemon {
         self.metrics.config_problems(loaded.problems.len());
         self.problems = loaded.problems.iter().chain(&loaded.warnings).cloned().collect();
         let usable = self.config.is_some() || !loaded.config.classes.is_empty() || loaded.problems.is_empty();
+        let broken = loaded.problems.iter().filter_map(|problem| problem.class.clone());
+        self.broken_classes = broken
+            .filter(|class| !loaded.config.classes.contains_key(class))
+            .collect();
         if usable && self.config.as_ref() != Some(&loaded.config) {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
             self.shared.wake.notify_one(); // The directories may be others now.
@@ -309,7 +321,7 @@ impl Daemon {
             }
         }
         if let HostView::Blind(reason) = &observed.host
-            && self.states.is_empty()
+            && !std::mem::replace(&mut self.blind_told, true)
         {
             warn!(%reason, "mounts of pods cannot be seen: released filesystem volumes rest for a discovery period before and after their scrub; mount the host's /proc/1/mountinfo at /host/mountinfo");
         }
@@ -400,9 +412,8 @@ impl Daemon {
 fn look(
     eyes: &mut Eyes,
     keys: &[DirectoryKey],
-    configured: &BTreeSet<DirectoryKey>,
     published: &BTreeSet<PathBuf>,
-    config_dir: &std::path::Path,
+    config_dir: &Path,
     discovery_period: Duration,
 ) -> Look {
     // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
@@ -411,20 +422,30 @@ fn look(
         eyes.config_read = Some(Instant::now());
         config::load_directory(config_dir)
     });
-    eyes.directories.forget_missing();
-    eyes.directories
-        .follow(keys.iter().map(|key| key.mount_dir.as_path()).chain([config_dir]));
-    let observed = eyes
+    let mut observed = eyes
         .scanner
         .scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
     let mut locked_out = Vec::new();
-    for key in configured {
-        if matches!(observed.directories.get(key), Some(Directory::Read(_)))
-            && let Err(error) = eyes.locks.acquire(&key.mount_dir)
-        {
-            locked_out.push(error.to_string());
+    // Only of directories that have just answered: nothing here has a deadline.
+    for (key, directory) in &mut observed.directories {
+        if !matches!(directory, Directory::Read(_)) {
+            continue;
+        }
+        match eyes.locks.acquire(&key.mount_dir) {
+            Ok(()) => {}
+            Err(error @ LockError::HeldByAnother { .. }) => locked_out.push(error.to_string()),
+            // Nothing is known of a directory that may be another's by now.
+            Err(error) => *directory = Directory::Unreadable(error.to_string()),
         }
     }
+    let answered = |key: &&DirectoryKey| {
+        let unreadable = |directory: &Directory| matches!(directory, Directory::Unreadable(_));
+        !observed.directories.get(*key).is_some_and(unreadable)
+    };
+    let paths = keys.iter().filter(answered).map(|key| key.mount_dir.as_path());
+    let paths: BTreeSet<&Path> = paths.chain([config_dir]).collect();
+    eyes.directories.forget_missing(&paths);
+    eyes.directories.follow(paths.into_iter());
     Look {
         observed,
         locked_out,

@@ -2,7 +2,7 @@
 //!
 //! No decision is taken from an event's contents, so a lost or doubled one costs time, never correctness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -90,11 +90,18 @@ impl Directories {
     }
 
     /// Forgets watches whose directory is gone or another one, so that one of the same name is watched anew.
-    pub fn forget_missing(&mut self) {
+    pub fn forget_missing(&mut self, among: &BTreeSet<&Path>) {
         let other = |(path, known): &(&PathBuf, &(u64, u64))| inode(path) != Some(**known);
+        // What does not answer is not asked; a parent stands for directories that are not there yet.
+        let asked = |path: &PathBuf| {
+            among
+                .iter()
+                .any(|wanted| *wanted == path || wanted.parent() == Some(path))
+        };
         let missing: Vec<PathBuf> = self
             .watched
             .iter()
+            .filter(|(path, _)| asked(path))
             .filter(other)
             .map(|(path, _)| path.clone())
             .collect();

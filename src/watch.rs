@@ -21,7 +21,7 @@ use crate::names;
 use crate::store::Store;
 
 /// A watch call is renewed after this time: before the 350 s after which load balancers forget idle connections.
-const WATCH_SECONDS: u32 = 200;
+pub const WATCH_SECONDS: u32 = 200;
 /// A failure this long after the last one is a new trouble, which begins with a short wait again. Longer than any wait
 /// and any request that times out.
 const CALM: Duration = Duration::from_secs(60);

@@ -93,6 +93,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let observed = look(args, &config, &side.store);
     let plan = plan::plan(&Inputs {
         config: &config,
+        broken_classes: &BTreeSet::new(),
         limits: Limits {
             grace_period: Duration::from_secs(60),
             discovery_period: Duration::from_secs(10),

@@ -57,6 +57,7 @@ fn scrub(claim: &str, state: ScrubState) -> Scrub {
         noted_id: None,
         failures: 0,
         held_back: 0,
+        last_hold: None,
         state,
     }
 }

@@ -64,13 +64,7 @@ impl<'a> Planner<'a> {
     }
 
     fn unpublished(&mut self, class: &'a Class, key: &DirectoryKey, entry: &Entry, path: &Path, volume: &mut Volume) {
-        let name = match judge(class, entry) {
-            Ok(name) => name,
-            Err(state) => {
-                volume.state = state;
-                return;
-            }
-        };
+        // Whatever a former tenant has made of it: it is to be scrubbed, not judged as a new volume.
         if let Some(gone) = self.i.memory.gone.get(path)
             && !matches!(self.matches(&gone.pv, &entry.kind), Match::LostWithReboot)
         {
@@ -78,6 +72,13 @@ impl<'a> Planner<'a> {
             volume.state = self.gone(&gone.clone(), key, entry);
             return;
         }
+        let name = match judge(class, entry) {
+            Ok(name) => name,
+            Err(state) => {
+                volume.state = state;
+                return;
+            }
+        };
         let pv_name = self.pv_name(name, path, &class.name);
         volume.pv = Some(pv_name.clone());
         if let Some(state) = self.unpublishable(class, entry, path, &pv_name) {
@@ -97,6 +98,12 @@ impl<'a> Planner<'a> {
             ownership: self.i.ownership,
             mode: self.i.mode,
         });
+        volume.warning = self
+            .i
+            .memory
+            .retries
+            .get(&pv_name)
+            .map(|retry| format!("its PV cannot be created: {}", retry.error));
         self.act(&pv_name, Action::Create(Box::new(object)));
     }
 

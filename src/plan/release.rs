@@ -113,6 +113,12 @@ impl Planner<'_> {
             Some("keep") => Word::Keep,
             _ => Word::Nothing,
         };
+        if let Sight::Entry(entry) = sight
+            && matches!(self.matches(pv, &entry.kind), Match::LostWithReboot)
+        {
+            self.let_go(pv, "what was published went with a reboot");
+            return State::Released;
+        }
         let may_scrub = match (self.usage(pv), pv.reclaim_policy.as_str()) {
             (Use::Unused, _) => {
                 self.let_go(pv, "never used");
@@ -254,8 +260,12 @@ impl Planner<'_> {
         match scrub {
             Some(Scrub {
                 state: ScrubState::Running,
+                last_hold,
                 ..
             }) => {
+                if let Some(held) = last_hold.clone().filter(|_| !gone) {
+                    self.hold_notice(pv, &held); // It stands until this try has ended well.
+                }
                 return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
             }
             Some(Scrub {
@@ -461,7 +471,11 @@ impl Planner<'_> {
             return State::Released; // The end of another scrub is a wake.
         }
         self.slots -= 1;
-        self.start_notice(pv);
+        match self.i.memory.scrubs.get(&pv.uid).map(|scrub| scrub.last_hold.clone()) {
+            None => self.start_notice(pv),
+            Some(Some(held)) if !gone => self.hold_notice(pv, &held),
+            Some(_) => {}
+        }
         let seen = match sight {
             Sight::Entry(entry) => seen_id(&entry.kind).cloned(),
             _ => None,
@@ -477,6 +491,7 @@ impl Planner<'_> {
             expected: if adopted(pv) { seen } else { noted().or(seen) },
             kind,
             command,
+            blind: self.is_blind(),
             capacity: pv.capacity.clone(),
         };
         self.act(&pv.name, Action::Scrub(Box::new(order)));

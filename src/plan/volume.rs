@@ -212,7 +212,8 @@ impl Planner<'_> {
             return Some("it became read-only".into());
         }
         let Some(class) = self.i.config.classes.get(&pv.class) else {
-            return Some("its class is not configured any more".into());
+            let gone = !self.i.broken_classes.contains(&pv.class);
+            return gone.then(|| "its class is not configured any more".into());
         };
         if Some(class.host_dir.as_path()) != pv.host_dir() {
             return Some(format!("hostDir of its class is {} now", class.host_dir.display()));

@@ -79,6 +79,7 @@ impl Daemon {
                     noted_id: None,
                     failures,
                     held_back: 0,
+                    last_hold: None,
                     state: ScrubState::Failed {
                         due: now + scrub_backoff(failures),
                         error: format!("Job {} failed: {error}", job.name),

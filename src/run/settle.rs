@@ -14,6 +14,7 @@ use crate::events;
 use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, api_backoff, scrub_backoff};
 use crate::metrics::By;
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
+use crate::reason::Held;
 use crate::recycle::{self, Clean};
 use crate::scrub::ScrubError;
 use crate::scrub::progress::{Cancel, Progress, Unit};
@@ -198,6 +199,7 @@ impl Daemon {
             noted_id: order.expected.as_ref().map(ToString::to_string),
             failures,
             held_back,
+            last_hold: former.and_then(|scrub| scrub.last_hold.clone()),
             state: ScrubState::Running,
         };
         self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
@@ -491,6 +493,7 @@ impl Daemon {
                     .scrubbed(mode, By::Process, order.kind.word(), &order.capacity, took);
                 scrub.failures = 0;
                 scrub.held_back = 0;
+                scrub.last_hold = None;
                 scrub.state = ScrubState::Clean {
                     at: now,
                     stamp: clean.stamp,
@@ -504,6 +507,7 @@ impl Daemon {
             Err(ScrubError::Held(held)) => {
                 debug!(pv = %name, %held, "scrub held back");
                 scrub.held_back += 1;
+                scrub.last_hold = Some(held.clone());
                 scrub.state = ScrubState::HeldBack {
                     due: now + api_backoff(scrub.held_back),
                     held,
@@ -518,6 +522,10 @@ impl Daemon {
                 let error = format!("{err:#}");
                 warn!(pv = %name, failures = scrub.failures, %error, "scrub failed; it is tried again");
                 self.metrics.scrub_failed(mode, By::Process);
+                scrub.last_hold = Some(Held::ScrubFailed {
+                    error: error.clone(),
+                    failures: scrub.failures,
+                });
                 scrub.state = ScrubState::Failed {
                     due: now + scrub_backoff(scrub.failures),
                     error,

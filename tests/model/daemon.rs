@@ -123,6 +123,7 @@ impl Daemon {
         self.memory.note(&endings, self.store.cluster(), &ownership, self.now);
         let inputs = Inputs {
             config: &self.config,
+            broken_classes: &std::collections::BTreeSet::new(),
             limits: Limits {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
@@ -171,6 +172,7 @@ impl Daemon {
                     noted_id: None,
                     failures: former.map_or(0, |scrub| scrub.failures),
                     held_back: former.map_or(0, |scrub| scrub.held_back),
+                    last_hold: None,
                     state: ScrubState::Running,
                 };
                 self.memory.scrubs.insert(order.pv.uid.clone(), scrub);

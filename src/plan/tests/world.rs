@@ -34,6 +34,7 @@ pub(super) fn secs(seconds: u64) -> Duration {
 /// read; the node is `node1`, sees pods' mounts, and has been watched for 1000 s.
 pub(super) struct World {
     pub(super) config: Config,
+    pub(super) broken_classes: std::collections::BTreeSet<String>,
     pub(super) limits: Limits,
     pub(super) mode: Mode,
     pub(super) node: Node,
@@ -54,6 +55,7 @@ pub(super) fn world() -> World {
     };
     let mut world = World {
         config: Config::default(),
+        broken_classes: std::collections::BTreeSet::new(),
         limits: Limits {
             grace_period: secs(60),
             discovery_period: secs(10),
@@ -191,6 +193,7 @@ impl World {
             noted_id: pv.annotation(names::VOLUME_ID).map(str::to_owned),
             failures: u32::from(matches!(state, ScrubState::Failed { .. })),
             held_back: 0,
+            last_hold: None,
             state,
         };
         self.memory.scrubs.insert(pv.uid.clone(), scrub);
@@ -210,6 +213,7 @@ impl World {
     pub(super) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             config: &self.config,
+            broken_classes: &self.broken_classes,
             limits: self.limits,
             mode: self.mode,
             jobs: JobSettings {
