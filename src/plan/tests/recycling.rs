@@ -271,15 +271,16 @@ fn a_volume_is_scrubbed_after_its_class_went() {
 
 #[test]
 fn a_device_is_scrubbed_by_the_cleaner_that_it_was_published_with() {
-    let zero = "scrub pv-disk (zero, device wwn=a)";
-    for (noted, command, held) in [
-        (Some(r#"["zero"]"#), None, None),
-        (Some(r#"["/scripts/dd_zero.sh"]"#), Some("shred 3"), None),
-        (None, None, None),
-        (None, Some("/scripts/dd_zero.sh"), None),
-        (None, Some("shred 3"), Some("cleaner-unavailable")),
-        (Some(r#"["/usr/bin/wipe"]"#), None, Some("cleaner-unavailable")),
-        (Some("zero"), None, Some("cleaner-unavailable")),
+    for (noted, command, by) in [
+        (Some(r#"["zero"]"#), None, Ok("zero")),
+        (Some(r#"["/scripts/dd_zero.sh"]"#), Some("shred 3"), Ok("zero")),
+        (None, None, Ok("zero")),
+        (None, Some("/scripts/dd_zero.sh"), Ok("zero")),
+        (None, Some("shred 3"), Ok("shred")),
+        (Some(r#"["/scripts/quick_reset.sh"]"#), None, Ok("quick")),
+        (Some(r#"["/usr/bin/wipe"]"#), None, Ok("command")),
+        (Some("zero"), None, Err("cleaner-unavailable")),
+        (Some(r#"["shred", "x"]"#), None, Err("cleaner-unavailable")),
     ] {
         for mut w in both_modes() {
             let pv = available_in("raw", "disk", "device wwn=a").released();
@@ -291,12 +292,16 @@ fn a_device_is_scrubbed_by_the_cleaner_that_it_was_published_with() {
             w.pv(pv).entry_of("raw", "disk", disk_with("a", |d| d.users = None));
             let class = w.config.classes.get_mut("raw").unwrap();
             class.block_cleaner_command = command.map(|command| vec![command.to_owned()]);
-            match held {
-                None => w.expect(&[zero], &["disk scrubbing"], &["pv-disk VolumeDelete"]),
-                Some(slug) => w.expect(&[], &[&format!("disk held {slug}")], &["pv-disk VolumeFailedDelete"]),
+            match by {
+                Ok(word) => {
+                    let scrub = format!("scrub pv-disk ({word}, device wwn=a)");
+                    w.expect(&[&scrub], &["disk scrubbing"], &["pv-disk VolumeDelete"]);
+                }
+                Err(slug) => w.expect(&[], &[&format!("disk held {slug}")], &["pv-disk VolumeFailedDelete"]),
             }
         }
     }
+    let zero = "scrub pv-disk (zero, device wwn=a)";
     // A device in a Filesystem class is scrubbed as a device, and a read-only one not at all.
     for mut w in both_modes() {
         let pv = returning(w.mode, "disk", "a").annotated(names::VOLUME_ID, "device wwn=a");
