@@ -102,8 +102,6 @@ pub enum ClaimState {
 pub struct Scrub {
     /// UID of the claim that the PV was released from, when the scrub started.
     pub claim_uid: Option<String>,
-    /// The volume id noted on the PV when the scrub started.
-    pub noted_id: Option<String>,
     /// How many times in a row it failed.
     pub failures: u32,
     /// How many times in a row it was started and held back.

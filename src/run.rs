@@ -1,5 +1,6 @@
 //! The daemon: wakes, passes, and what comes of them. One pass at a time.
 
+mod calls;
 mod jobs;
 mod settle;
 mod start;

@@ -7,7 +7,6 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
@@ -332,12 +331,6 @@ impl Store {
         self.version += 1;
         self.jobs_listed = true;
         self.cluster.jobs = Jobs::Unreadable;
-    }
-
-    /// Whether a directory is the parent of a known PV's path.
-    #[must_use]
-    pub fn has_pv_in(&self, host_dir: &Path) -> bool {
-        self.cluster.pvs.values().any(|pv| pv.host_dir() == Some(host_dir))
     }
 }
 

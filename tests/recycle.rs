@@ -53,11 +53,7 @@ fn a_released_volume_is_emptied_and_published_again() {
 #[test]
 fn a_retained_volume_is_left_alone() {
     in_every_world("a_retained_volume_is_left_alone", async |node: Rc<Node>| {
-        let class = node.class("Retain", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Retain").await?;
         std::fs::write(disk.join("file"), "keep")?;
         node.release("a").await?;
         node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
@@ -76,11 +72,7 @@ fn a_retained_volume_is_left_alone() {
 #[test]
 fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decides() {
     in_every_world("retained_and_deleted", async |node: Rc<Node>| {
-        let class = node.class("Retain", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (class, disk, pv) = node.tenant("Retain").await?;
         std::fs::write(disk.join("file"), "keep")?;
         node.release("a").await?;
         let released = node
@@ -117,11 +109,7 @@ fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decid
 #[test]
 fn other_storage_at_the_path_is_neither_scrubbed_nor_published() {
     in_every_world("other_storage_at_the_path", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("tenant"), "secret")?;
         // Mounted over the right one, which stays beneath.
         mounts::tmpfs(&disk, 16 << 20)?;
@@ -171,11 +159,7 @@ fn an_unmounted_volume_is_not_scrubbed_until_it_is_back() {
 #[test]
 fn a_mount_below_the_volume_holds_it() {
     in_every_world("a_mount_below_the_volume_holds_it", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         let below = disk.join("deep/mount");
         std::fs::create_dir_all(&below)?;
@@ -223,11 +207,7 @@ fn a_pod_that_still_has_it_mounted_holds_it() {
 fn a_blind_node_looks_twice_at_what_it_has_scrubbed() {
     let blind: Vec<_> = node::WORLDS.into_iter().filter(|world| !world.sees_pods).collect();
     in_worlds("a_blind_node_looks_twice", &blind, async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         node.release("a").await?;
         let end = tokio::time::Instant::now() + node::DEADLINE;
@@ -246,11 +226,7 @@ fn a_blind_node_looks_twice_at_what_it_has_scrubbed() {
 #[test]
 fn what_was_released_while_the_daemon_was_down_is_scrubbed() {
     in_every_world("released_while_down", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         node.stop().await?;
         node.release("a").await?;
@@ -266,11 +242,7 @@ fn what_was_released_while_the_daemon_was_down_is_scrubbed() {
 #[test]
 fn a_bound_pv_that_is_deleted_by_hand_is_scrubbed_when_its_claim_is_gone() {
     in_every_world("deleted_by_hand", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         node.delete(&pv).await?;
         node.several_passes().await;
@@ -286,11 +258,7 @@ fn a_bound_pv_that_is_deleted_by_hand_is_scrubbed_when_its_claim_is_gone() {
 #[test]
 fn a_pv_that_vanishes_by_force_is_held_as_long_as_its_claim_lives() {
     in_every_world("vanishes_by_force", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         node.delete(&pv).await?;
         node.patch(&pv, json!({"metadata": {"finalizers": null}})).await?;
@@ -596,11 +564,7 @@ fn cleaners_that_are_not_there_hold_the_volume() {
 #[test]
 fn edits_of_a_pv_by_hand_are_repaired_or_survived() {
     in_every_world("edits_by_hand", async |node: Rc<Node>| {
-        let class = node.class("Delete", "").await?;
-        let disk = node.tmpfs(&class, "disk1")?;
-        node.start().await?;
-        let pv = node.available("disk1").await?;
-        node.claim("a", &class).await?;
+        let (_, disk, pv) = node.tenant("Delete").await?;
         std::fs::write(disk.join("file"), "secret")?;
         // The label-scoped watch says DELETED now, for a PV that is Bound.
         node.patch(

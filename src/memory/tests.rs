@@ -54,7 +54,6 @@ fn cluster(pvs: &[Pv]) -> Cluster {
 fn scrub(claim: &str, state: ScrubState) -> Scrub {
     Scrub {
         claim_uid: Some(claim.into()),
-        noted_id: None,
         failures: 0,
         held_back: 0,
         last_hold: None,

@@ -76,7 +76,6 @@ impl Daemon {
                 warn!(pv = %pv.name, failures, %error, "cleaning Job failed; it is tried again");
                 let scrub = Scrub {
                     claim_uid: pv.claim_uid().map(str::to_owned),
-                    noted_id: None,
                     failures,
                     held_back: 0,
                     last_hold: None,

@@ -169,7 +169,6 @@ impl Daemon {
                 let former = self.memory.scrubs.get(&order.pv.uid);
                 let scrub = Scrub {
                     claim_uid: order.claim_uid.clone(),
-                    noted_id: None,
                     failures: former.map_or(0, |scrub| scrub.failures),
                     held_back: former.map_or(0, |scrub| scrub.held_back),
                     last_hold: None,

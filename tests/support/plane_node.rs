@@ -390,6 +390,16 @@ impl Node {
         pv.context("no PV")
     }
 
+    /// A class with one disk, `disk1`, the running daemon, and claim `a` bound to the disk's PV.
+    pub async fn tenant(&self, policy: &str) -> Result<(String, PathBuf, PersistentVolume)> {
+        let class = self.class(policy, "").await?;
+        let disk = self.tmpfs(&class, "disk1")?;
+        self.start().await?;
+        let pv = self.available("disk1").await?;
+        self.claim("a", &class).await?;
+        Ok((class, disk, pv))
+    }
+
     /// Binds a claim of this name and class: the scheduler chooses a volume.
     pub async fn claim(&self, name: &str, class: &str) -> Result<PersistentVolume> {
         self.claim_of_mode(name, class, "Filesystem").await

@@ -190,7 +190,6 @@ impl World {
     pub(super) fn scrub(&mut self, pv: &Pv, state: ScrubState) -> &mut Self {
         let scrub = Scrub {
             claim_uid: pv.claim_uid().map(str::to_owned),
-            noted_id: pv.annotation(names::VOLUME_ID).map(str::to_owned),
             failures: u32::from(matches!(state, ScrubState::Failed { .. })),
             held_back: 0,
             last_hold: None,

@@ -1,0 +1,205 @@
+//! Starting what a plan asks for: calls of the API, and scrubs. Each ends as a [`Done`], which the loop settles.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::ResourceExt;
+use kube::api::Api;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Arc, Daemon, Duration, Ownership, Plan, start};
+use crate::api::{self, WriteError};
+use crate::cluster::ClaimRef;
+use crate::events;
+use crate::memory::{ClaimState, Scrub, ScrubState};
+use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
+use crate::recycle;
+use crate::scrub::ScrubError;
+use crate::scrub::progress::{Cancel, Progress, Unit};
+
+use super::settle::Done;
+
+impl Daemon {
+    /// Runs a call of the API for a PV, among a bounded number of others.
+    pub(super) fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
+        self.memory.in_flight.insert(key.to_owned());
+        let writes = Arc::clone(&self.writes);
+        self.tasks.spawn(async move {
+            // The semaphore is never closed.
+            let _permit = writes.acquire_owned().await;
+            call.await
+        });
+    }
+
+    pub(super) fn create(&mut self, pv: PersistentVolume, looked: Instant) {
+        let fresh = self.node_watched
+            || self
+                .node_read
+                .is_some_and(|at| at.elapsed() < crate::watch::NODE_READING);
+        if !fresh {
+            self.read_node();
+            return;
+        }
+        let client = self.client.clone();
+        self.call(&pv.name_any(), async move {
+            let began = Instant::now();
+            let result = api::create(&client, &pv).await;
+            Done::Created {
+                pv: Box::new(pv),
+                result,
+                took: began.elapsed(),
+                since_look: looked.elapsed(),
+            }
+        });
+    }
+
+    /// The labels that are copied to PVs, and the UID, may have changed: the Node is read before anything is created.
+    pub(super) fn read_node(&mut self) {
+        const KEY: &str = "the own node";
+        let waits = self.memory.retries.get(KEY).is_some_and(|retry| retry.due > self.now());
+        let just_read = self.node_read.is_some_and(|at| at.elapsed() < Duration::from_secs(1));
+        if waits || just_read || self.memory.in_flight.contains(KEY) {
+            return;
+        }
+        let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
+        self.call(KEY, async move { Done::ReadNode(read.await) });
+    }
+
+    pub(super) fn patch(&mut self, pv: PvRef, patch: PvPatch, lets_go: bool, why: String) {
+        debug!(pv = %pv.name, %why, "patching");
+        let client = self.client.clone();
+        self.call(&pv.name.clone(), async move {
+            let result = api::patch(&client, &pv, &patch).await;
+            let resolved = patch.annotations.get(crate::names::RESOLVE) == Some(&None);
+            Done::Patched {
+                pv,
+                lets_go,
+                resolved,
+                result,
+            }
+        });
+    }
+
+    pub(super) fn delete(&mut self, pv: PvRef, lets_go: bool, why: String) {
+        info!(pv = %pv.name, %why, "deleting PersistentVolume");
+        let client = self.client.clone();
+        self.call(&pv.name.clone(), async move {
+            let began = Instant::now();
+            let result = api::delete(&client, &pv).await;
+            Done::Deleted {
+                pv,
+                lets_go,
+                result,
+                took: began.elapsed(),
+            }
+        });
+    }
+
+    pub(super) fn read_claim(&mut self, claim: ClaimRef) {
+        let client = self.client.clone();
+        self.call(&format!("claim {claim}"), async move {
+            let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &claim.namespace);
+            let state = match api.get_opt(&claim.name).await {
+                Ok(None) => ClaimState::Absent,
+                Ok(Some(found)) => ClaimState::Present {
+                    uid: found.metadata.uid.unwrap_or_default(),
+                    volume_name: found.spec.and_then(|spec| spec.volume_name).unwrap_or_default(),
+                },
+                Err(err) => ClaimState::Unreadable(WriteError::from(err).to_string()),
+            };
+            Done::ReadClaim { claim, state }
+        });
+    }
+
+    /// Reads by name the PVs of which it is not certain that they are gone, or as they were seen.
+    pub(super) fn read_doubtful(&mut self) {
+        let names: Vec<String> = self.shared.store().doubtful().iter().cloned().collect();
+        for name in names {
+            let waits = self
+                .memory
+                .retries
+                .get(&name)
+                .is_some_and(|retry| retry.due > self.now());
+            if waits || self.memory.in_flight.contains(&name) {
+                continue;
+            }
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            self.call(&name.clone(), async move {
+                let result = api.get_opt(&name).await.map_err(WriteError::from);
+                Done::Read { name, result }
+            });
+        }
+    }
+
+    pub(super) fn scrub(&mut self, order: ScrubOrder) {
+        let former = self.memory.scrubs.get(&order.pv.uid);
+        let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
+        let stamp = former.and_then(|scrub| match &scrub.state {
+            ScrubState::Clean { stamp, .. } => stamp.clone(),
+            _ => None,
+        });
+        let unit = match order.kind {
+            crate::plan::ScrubKind::Filesystem => Unit::Entries,
+            crate::plan::ScrubKind::Device(_) => Unit::Bytes,
+        };
+        let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
+        let scrub = Scrub {
+            claim_uid: order.claim_uid.clone(),
+            failures,
+            held_back,
+            last_hold: former.and_then(|scrub| scrub.last_hold.clone()),
+            state: ScrubState::Running,
+        };
+        self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
+        self.running
+            .insert(order.pv.uid.clone(), (progress.clone(), cancel.clone()));
+        info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
+        let scrubber = recycle::Scrubber {
+            client: self.client.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            mode: self.mode,
+            scan: self.settings.scan.clone(),
+            order,
+            earlier_stamp: stamp,
+            limits: self.settings.scrub,
+            progress,
+            cancel,
+        };
+        self.tasks.spawn(async move {
+            let began = Instant::now();
+            let order = Box::new(scrubber.order.clone());
+            let result = match tokio::task::spawn_blocking(move || scrubber.run()).await {
+                Ok(result) => result,
+                Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
+            };
+            Done::Scrubbed {
+                order,
+                result,
+                took: began.elapsed(),
+            }
+        });
+    }
+
+    /// Posts what is new among the plan's notices.
+    pub(super) fn tell(&mut self, plan: &Plan, ownership: &Ownership) {
+        let news = self.told.news(&plan.events);
+        self.post(news, ownership);
+    }
+
+    pub(super) fn post(&mut self, news: Vec<Notice>, ownership: &Ownership) {
+        for notice in news {
+            if notice.severity == Severity::Warning {
+                warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
+            }
+            let earlier = self.told.earlier(&notice);
+            let (client, source, host) = (
+                self.client.clone(),
+                ownership.provisioned_by(),
+                self.settings.node_name.clone(),
+            );
+            self.tasks.spawn(async move {
+                let event = events::post(&client, &source, &host, &notice, earlier).await;
+                Done::Posted { notice, event }
+            });
+        }
+    }
+}
