@@ -178,11 +178,10 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
 ///
 /// # Errors
 /// See [`WriteError`].
-pub async fn create_job(client: &Client, job: &Job) -> Result<(), WriteError> {
+pub async fn create_job(client: &Client, job: &Job) -> Result<Job, WriteError> {
     let namespace = job.metadata.namespace.as_deref().unwrap_or("default");
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    api.create(&PostParams::default(), job).await?;
-    Ok(())
+    Ok(api.create(&PostParams::default(), job).await?)
 }
 
 /// Deletes a cleaning Job in the foreground (its pods first), if it is still the one and as it was.

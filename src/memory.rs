@@ -199,6 +199,9 @@ impl Memory {
         self.let_go
             .retain(|uid, at| *at + FORGET > now || alive.contains(uid.as_str()));
         for pv in after.pvs.values() {
+            if pv.phase == Phase::Bound || (pv.claim_uid().is_some() && pv.phase == Phase::Available) {
+                self.let_go.remove(&pv.uid); // In use again, whatever became of the attempt to let it go.
+            }
             // One that is deleted while it is bound is not released before its claim is gone.
             if pv.phase == Phase::Released || (pv.deleting && pv.phase != Phase::Bound && !pv.is_protected()) {
                 self.released_since.entry(pv.uid.clone()).or_insert(now);
@@ -267,6 +270,27 @@ impl Memory {
                 }
                 _ => false,
             });
+        }
+        // A pod's mount that came up after a scrub may have written: the volume is scrubbed anew.
+        let used_again = plan
+            .volumes
+            .iter()
+            .filter(|volume| matches!(volume.state, State::Held(Held::InUse(_))));
+        for name in used_again.filter_map(|volume| volume.pv.as_deref()) {
+            let gone = self
+                .gone
+                .values()
+                .find(|gone| gone.pv.name == name)
+                .map(|gone| &gone.pv);
+            let uid = cluster.pvs.get(name).or(gone).map(|pv| pv.uid.clone());
+            if let Some(uid) = uid
+                && self
+                    .scrubs
+                    .get(&uid)
+                    .is_some_and(|scrub| matches!(scrub.state, ScrubState::Clean { .. }))
+            {
+                self.scrubs.remove(&uid);
+            }
         }
         let left: BTreeSet<&str> = self
             .gone

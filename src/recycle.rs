@@ -91,17 +91,16 @@ impl Scrubber {
 
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
-        self.check_host_view()?;
-        let host = check_nested(mount, &self.scan)?;
-        let overlaps = |subtree: &Path| subtree.starts_with(&mount.root) || mount.root.starts_with(subtree);
-        self.check_pods(&host, |dev, subtree| dev == mount.dev && overlaps(subtree))
+        let host = self.host_mounts()?;
+        check_nested(mount, &self.scan, &host)?;
+        self.check_pods(&host, |dev, subtree| dev == mount.dev && overlap(subtree, &mount.root))
     }
 
-    /// The order was made seeing the mounts of pods: without that sight nothing is touched.
-    fn check_host_view(&self) -> Result<(), ScrubError> {
-        match scan::host_view(&self.scan.host_mountinfo) {
-            HostView::Blind(reason) if !self.order.blind => Err(ScrubError::Held(Held::Unreadable(reason))),
-            _ => Ok(()),
+    /// The host's mounts. The order was made seeing them: without that sight nothing is touched.
+    fn host_mounts(&self) -> Result<Vec<Mount>, ScrubError> {
+        match scan::read_host(&self.scan.host_mountinfo) {
+            (HostView::Blind(reason), _) if !self.order.blind => Err(ScrubError::Held(Held::Unreadable(reason))),
+            (_, mounts) => Ok(mounts),
         }
     }
 
@@ -123,10 +122,7 @@ impl Scrubber {
         let device = claim(&path)?;
         let facts = examine_device(&device, &path, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
-            self.check_host_view()?;
-            let host = std::fs::read(&self.scan.host_mountinfo)
-                .map(|bytes| mounts::parse(&bytes))
-                .unwrap_or_default();
+            let host = self.host_mounts()?;
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
@@ -249,25 +245,26 @@ pub(crate) fn examine_filesystem(
     Ok(mount)
 }
 
-/// Nothing is mounted below the volume, here or on the host, whose mounts are returned where they are known.
+/// Nothing is mounted below the volume, here or on the host.
 ///
 /// # Errors
 /// `Held`: something is. `Failed`: the own mount table cannot be read.
-pub(crate) fn check_nested(mount: &Mount, scan: &ScanSettings) -> Result<Vec<Mount>, ScrubError> {
+pub(crate) fn check_nested(mount: &Mount, scan: &ScanSettings, host: &[Mount]) -> Result<(), ScrubError> {
     let own = read_table(&scan.own_mountinfo)?;
-    let host = match std::fs::read(&scan.host_mountinfo) {
-        Ok(bytes) => mounts::parse(&bytes),
-        Err(_) => Vec::new(), // Blind: the planner has let the volume rest.
-    };
     let mut nested = mounts::nested(&own, mount.dev, &mount.root);
-    nested.extend(mounts::nested(&host, mount.dev, &mount.root));
+    nested.extend(mounts::nested(host, mount.dev, &mount.root));
     if nested.is_empty() {
-        return Ok(host);
+        return Ok(());
     }
     nested.sort();
     nested.dedup();
     let points = nested.iter().map(|point| point.display().to_string()).collect();
     Err(ScrubError::Held(Held::NestedMounts(points)))
+}
+
+/// Whether one of two subtrees of a filesystem contains the other.
+pub(crate) fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }
 
 fn compare(expected: Option<&VolumeId>, found: impl FnOnce() -> anyhow::Result<VolumeId>) -> Result<(), ScrubError> {

@@ -351,14 +351,9 @@ pub fn surroundings(settings: &ScanSettings) -> Surroundings {
     }
 }
 
-/// What the host's mount table tells of pods, now.
-#[must_use]
-pub fn host_view(host_mountinfo: &Path) -> HostView {
-    read_host(host_mountinfo).0
-}
-
 /// The host's mounts, and what they tell of pods. Whatever could hide a pod's mount makes the node blind.
-fn read_host(path: &Path) -> (HostView, Vec<Mount>) {
+#[must_use]
+pub fn read_host(path: &Path) -> (HostView, Vec<Mount>) {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -12,7 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{Cluster, Jobs, Node, Owner, Ownership, Pv, Use, cleaning_job};
+use crate::cluster::{CleaningJob, Cluster, JobProgress, Jobs, Node, Owner, Ownership, Pv, Use, cleaning_job};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -323,7 +323,23 @@ impl Store {
     pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         self.version += 1;
         self.jobs_listed = true;
-        self.cluster.jobs = Jobs::Read(jobs.filter_map(cleaning_job).collect());
+        let mut read = BTreeMap::new();
+        for (pv, job) in jobs.filter_map(cleaning_job) {
+            // Of two for one PV the one at work counts.
+            let kept: Option<&CleaningJob> = read.get(&pv);
+            if kept.is_none_or(|kept| kept.progress != JobProgress::AtWork) {
+                read.insert(pv, job);
+            }
+        }
+        self.cluster.jobs = Jobs::Read(read);
+    }
+
+    /// A Job that we have made: the watch may lag.
+    pub fn job_made(&mut self, job: &Job) {
+        self.version += 1;
+        if let (Jobs::Read(jobs), Some((pv, job))) = (&mut self.cluster.jobs, cleaning_job(job)) {
+            jobs.insert(pv, job);
+        }
     }
 
     /// Jobs may not be read.

@@ -260,11 +260,12 @@ impl Task {
         let root = filesystem::open_mount_root(parent.unwrap_or(Path::new(".")), name)?;
         let mount = recycle::examine_filesystem(&root, &self.scan, self.expected.as_ref())?;
         let mut check = || {
-            let host = recycle::check_nested(&mount, &self.scan)?;
+            let (_, host) = crate::scan::read_host(&self.scan.host_mountinfo);
+            recycle::check_nested(&mount, &self.scan, &host)?;
             let pods = mounts::pod_mounts(&host);
             match pods
                 .iter()
-                .find(|pod| pod.dev == mount.dev && pod.subtree == mount.root)
+                .find(|pod| pod.dev == mount.dev && recycle::overlap(&pod.subtree, &mount.root))
             {
                 None => Ok(()),
                 Some(pod) => Err(ScrubError::Held(Held::InUse(format!(

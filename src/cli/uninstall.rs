@@ -55,19 +55,38 @@ pub(super) fn run(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn uninstall(args: &UninstallArgs, client: &Client) -> anyhow::Result<ExitCode> {
-    let deadline = Instant::now() + args.timeout;
+    // Without --wait only what changes under our hands is tried again, for a while.
+    let patience = if args.wait {
+        args.timeout
+    } else {
+        Duration::from_secs(60)
+    };
+    let deadline = Instant::now() + patience;
     loop {
-        let (mut taken, mut dirty) = (0, Vec::new());
+        let (mut taken, mut changed, mut dirty) = (0, 0, Vec::new());
         for pv in marked(client).await? {
             if keeps_data(&pv) && args.dirty == Dirty::Leave {
                 dirty.push(pv);
             } else {
-                taken += usize::from(take_off(args, client, &pv).await?);
+                let done = take_off(args, client, &pv).await?;
+                taken += usize::from(done);
+                changed += usize::from(!done);
             }
         }
         if taken > 0 {
             let done = if args.dry_run { "would be taken" } else { "taken" };
             println!("finalizer {} {done} off {taken} PersistentVolumes", names::FINALIZER);
+        }
+        // What has changed meanwhile, or what a daemon has made since, is looked at once more.
+        if !args.dry_run && taken + changed > 0 && Instant::now() < deadline {
+            continue;
+        }
+        if args.dry_run && dirty.is_empty() {
+            println!("nothing was changed");
+            return Ok(ExitCode::SUCCESS);
+        }
+        if changed > 0 {
+            bail!("{changed} PersistentVolumes kept changing and still carry the finalizer; run this again");
         }
         if dirty.is_empty() {
             println!(
@@ -130,7 +149,7 @@ async fn take_off(args: &UninstallArgs, client: &Client, pv: &Pv) -> anyhow::Res
         Ok(_) => Ok(true),
         // It has changed or gone meanwhile: the next run sees how it is.
         Err(WriteError::Conflict | WriteError::Absent) => {
-            println!("PV {} has changed meanwhile; run this again", pv.name);
+            println!("PV {} has changed meanwhile", pv.name);
             Ok(false)
         }
         Err(err) => Err(err).with_context(|| format!("cannot take the finalizer off PV {}", pv.name)),

@@ -13,7 +13,6 @@ use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
 use crate::pv;
 use crate::reason::{Held, Ignored};
 
-use super::storage::Match;
 use super::{Action, Planner, State, Volume};
 
 /// How long a reading of a claim counts while its end is waited for.
@@ -65,9 +64,7 @@ impl<'a> Planner<'a> {
 
     fn unpublished(&mut self, class: &'a Class, key: &DirectoryKey, entry: &Entry, path: &Path, volume: &mut Volume) {
         // Whatever a former tenant has made of it: it is to be scrubbed, not judged as a new volume.
-        if let Some(gone) = self.i.memory.gone.get(path)
-            && !matches!(self.matches(&gone.pv, &entry.kind), Match::LostWithReboot)
-        {
+        if let Some(gone) = self.i.memory.gone.get(path) {
             volume.pv = Some(gone.pv.name.clone());
             volume.state = self.gone(&gone.clone(), key, entry);
             return;

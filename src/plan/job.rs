@@ -13,6 +13,7 @@ impl Planner<'_> {
     pub(super) fn job_step(
         &mut self,
         pv: &Pv,
+        gone: bool,
         key: &DirectoryKey,
         sight: &Sight<'_>,
         then: impl FnOnce(&mut Self, &Pv),
@@ -21,44 +22,52 @@ impl Planner<'_> {
         if *jobs == Jobs::Unreadable {
             let namespace = self.i.jobs.namespace;
             return State::Held(Held::CleanerUnavailable(format!(
-                "useJobForCleaning is set, but Jobs in namespace {namespace} cannot be read: grant them with a Role"
+                "useJobForCleaning is set, but Jobs in namespace {namespace} cannot be read: grant them with a Role, and restart the provisioner"
             )));
         }
-        match jobs.of(&pv.name) {
-            // A leftover never counts, however it ended; finish() has it removed.
-            Some(job) if job.deleting || !counts(job, pv) => State::Held(Held::JobRunning(job.name.clone())),
-            Some(job) => {
-                self.wanted_jobs.insert(pv.name.clone());
-                match &job.progress {
-                    JobProgress::AtWork => State::Scrubbing(None),
-                    JobProgress::Succeeded => {
-                        then(self, pv);
-                        State::Released
-                    }
-                    JobProgress::Failed(error) => {
-                        let why = format!("it failed: {error}");
-                        let job = Box::new(job.clone());
-                        self.act(
-                            &pv.name,
-                            Action::DeleteJob {
-                                pv: pv.name.clone(),
-                                job,
-                                why,
-                            },
-                        );
-                        State::Released
-                    }
-                }
-            }
-            None => match self.may_scrub(pv, sight) {
+        let Some(job) = jobs.of(&pv.name) else {
+            return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
-                Ok(None) => {
-                    then(self, pv);
-                    State::Released
-                }
-                Ok(Some(_)) => self.make_job(pv, key, sight),
-            },
+                Ok(_) => self.make_job(pv, key, sight),
+            };
+        };
+        // A leftover never counts, however it ended; it is removed at the end of the pass.
+        if job.deleting || !counts(job, pv) {
+            return State::Held(Held::JobRunning(job.name.clone()));
         }
+        self.wanted_jobs.insert(pv.name.clone());
+        match &job.progress {
+            JobProgress::AtWork => State::Scrubbing(None),
+            JobProgress::Failed(error) => {
+                self.delete_job(&pv.name, job, &format!("it failed: {error}"));
+                State::Released
+            }
+            JobProgress::Succeeded => {
+                // A pod's mount that came up since may have written: the Job's work is void.
+                if let Sight::Entry(entry) = sight
+                    && let Some(user) = self.pod_mount(&pv.name, &entry.kind)
+                {
+                    self.delete_job(&pv.name, job, "the volume is in use again");
+                    return State::Held(Held::InUse(user));
+                }
+                if gone {
+                    // Its end is what is remembered of a PV that is gone: the volume is clean.
+                    self.delete_job(&pv.name, job, "it has ended");
+                } else {
+                    then(self, pv);
+                }
+                State::Released
+            }
+        }
+    }
+
+    fn delete_job(&mut self, pv: &str, job: &CleaningJob, why: &str) {
+        let action = Action::DeleteJob {
+            pv: pv.to_owned(),
+            job: Box::new(job.clone()),
+            why: why.to_owned(),
+        };
+        self.act(pv, action);
     }
 
     fn make_job(&mut self, pv: &Pv, key: &DirectoryKey, sight: &Sight<'_>) -> State {
@@ -66,7 +75,10 @@ impl Planner<'_> {
             Sight::Entry(entry) => super::entry::facts_id(&entry.kind),
             _ => None,
         };
-        let noted = pv.annotation(names::VOLUME_ID).filter(|_| !super::volume::adopted(pv));
+        let lost = matches!(sight, Sight::Entry(entry) if matches!(self.matches(pv, &entry.kind), super::storage::Match::LostWithReboot));
+        let noted = pv
+            .annotation(names::VOLUME_ID)
+            .filter(|_| !lost && !super::volume::adopted(pv));
         let Some(image) = self.i.jobs.image else {
             return State::Held(Held::CleanerUnavailable(
                 "useJobForCleaning is set, but JOB_CONTAINER_IMAGE is not: set it to the provisioner's image".into(),
@@ -105,19 +117,20 @@ impl Planner<'_> {
             if !ours || job.deleting || self.wanted_jobs.contains(name) || self.acted.contains(name) {
                 continue;
             }
-            let why = match (&job.progress, self.i.cluster.pvs.get(name)) {
+            let pv = self.i.cluster.pvs.get(name);
+            let returning = |pv: &Pv| pv.deleting || pv.phase == Phase::Released;
+            let to_be_kept = |pv: &Pv| pv.reclaim_policy != "Delete" && pv.annotation(names::RETAINED) != Some("scrub");
+            let why = match (&job.progress, pv) {
                 (JobProgress::AtWork, None) => continue,
                 (JobProgress::AtWork, Some(pv)) if pv.uid != job.pv_uid => "it is for an earlier PV of this name",
-                (JobProgress::AtWork, Some(pv)) if pv.deleting || pv.phase == Phase::Released => continue,
+                (JobProgress::AtWork, Some(pv)) if to_be_kept(pv) => "its PV's data is to be kept now",
+                (JobProgress::AtWork, Some(pv)) if returning(pv) => continue,
                 (JobProgress::AtWork, Some(_)) => "its PV is in circulation again",
+                // What it has done still counts, although this pass cannot see the volume.
+                (_, Some(pv)) if returning(pv) && counts(job, pv) => continue,
                 _ => "it has ended",
             };
-            let action = Action::DeleteJob {
-                pv: name.clone(),
-                job: Box::new(job.clone()),
-                why: why.into(),
-            };
-            self.act(name, action);
+            self.delete_job(name, &job.clone(), why);
         }
     }
 }

@@ -70,7 +70,7 @@ impl Planner<'_> {
         match self.i.mode {
             Mode::Patch if !pv.is_leaving() => {
                 let patch = self.upkeep(pv, None, Use::Used);
-                if patch.finalizers.is_some() || !patch.is_empty() {
+                if !patch.is_empty() {
                     // First: the finalizer is what makes a terminating PV wait for its scrub.
                     self.patch(pv, patch, false, "before it is deleted");
                 } else {
@@ -113,12 +113,6 @@ impl Planner<'_> {
             Some("keep") => Word::Keep,
             _ => Word::Nothing,
         };
-        if let Sight::Entry(entry) = sight
-            && matches!(self.matches(pv, &entry.kind), Match::LostWithReboot)
-        {
-            self.let_go(pv, "what was published went with a reboot");
-            return State::Released;
-        }
         let may_scrub = match (self.usage(pv), pv.reclaim_policy.as_str()) {
             (Use::Unused, _) => {
                 self.let_go(pv, "never used");
@@ -129,17 +123,22 @@ impl Planner<'_> {
             (Use::Used, "Retain") => Err(Held::RetainDeleting),
             (Use::Used, policy) => Err(Held::UnsupportedPolicy(policy.to_owned())),
         };
+        if matches!(word, Word::Keep) {
+            return self.kept(pv, sight);
+        }
         if let Err(held) = may_scrub {
             match word {
                 Word::Scrub => {}
-                Word::Keep => return self.kept(pv, sight),
-                Word::Nothing => {
+                Word::Keep | Word::Nothing => {
                     self.hold_notice(pv, &held);
                     return State::Held(held);
                 }
             }
         }
-        if let Some(held) = self.bind_under_way(pv) {
+        let running = self.i.memory.scrubs.get(&pv.uid).map(|scrub| &scrub.state);
+        if !matches!(running, Some(ScrubState::Running))
+            && let Some(held) = self.bind_under_way(pv)
+        {
             return State::Held(held);
         }
         self.clean_up(pv, key, sight, |planner, pv| planner.let_go(pv, "scrubbed"))
@@ -278,7 +277,7 @@ impl Planner<'_> {
                 state: ScrubState::Failed { error, .. },
                 failures,
                 ..
-            }) if *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
+            }) if !gone && *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
                 return State::Held(Held::Quarantined {
                     error: error.clone(),
                     failures: *failures,
@@ -307,15 +306,11 @@ impl Planner<'_> {
         if self.i.config.use_job_for_cleaning
             && matches!(sight, Sight::Entry(entry) if matches!(entry.kind, EntryKind::Device(_)))
         {
-            return self.job_step(pv, key, sight, then);
+            return self.job_step(pv, gone, key, sight, then);
         }
         match self.may_scrub(pv, sight) {
             Err(held) => State::Held(held),
-            Ok(None) => {
-                then(self, pv); // It went with a reboot: there is nothing to scrub.
-                State::Released
-            }
-            Ok(Some(medium)) => self.order(pv, gone, key, sight, medium),
+            Ok(medium) => self.order(pv, gone, key, sight, medium),
         }
     }
 
@@ -356,8 +351,7 @@ impl Planner<'_> {
             }
             return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
-                Ok(None) => State::Released,
-                Ok(Some(medium)) => self.order(pv, gone, key, sight, medium),
+                Ok(medium) => self.order(pv, gone, key, sight, medium),
             };
         }
         // A pod's mount that came up since would write into the next tenant's volume.
@@ -375,7 +369,7 @@ impl Planner<'_> {
     }
 
     /// Whether a released volume may be scrubbed now, and how; `None` if there is nothing to scrub.
-    pub(super) fn may_scrub(&mut self, pv: &Pv, sight: &Sight<'_>) -> Result<Option<Medium>, Held> {
+    pub(super) fn may_scrub(&mut self, pv: &Pv, sight: &Sight<'_>) -> Result<Medium, Held> {
         if let Some(job) = self.i.cluster.jobs.at_work(&pv.name) {
             return Err(Held::JobRunning(job.to_owned()));
         }
@@ -392,7 +386,8 @@ impl Planner<'_> {
             return Err(Held::InUse(user));
         }
         match self.matches(pv, &entry.kind) {
-            Match::LostWithReboot => return Ok(None),
+            // What is there now is new, but the claim may have been used since: it is scrubbed like any other.
+            Match::LostWithReboot => {}
             Match::Wrong { expected, found } => return Err(Held::WrongStorage { expected, found }),
             Match::Unknown(error) => return Err(Held::IdentityUnknown(error)),
             Match::Right => {}
@@ -408,10 +403,10 @@ impl Planner<'_> {
                     ));
                 }
                 self.rested(pv)?;
-                Ok(Some(Medium::Filesystem))
+                Ok(Medium::Filesystem)
             }
             EntryKind::Device(device) if device.read_only => Err(Held::ReadOnly),
-            _ => Ok(Some(Medium::Device)),
+            _ => Ok(Medium::Device),
         }
     }
 
@@ -480,15 +475,22 @@ impl Planner<'_> {
             Sight::Entry(entry) => seen_id(&entry.kind).cloned(),
             _ => None,
         };
-        let noted = || pv.annotation(names::VOLUME_ID)?.parse::<VolumeId>().ok();
+        let expected = match sight {
+            Sight::Entry(entry) if matches!(self.matches(pv, &entry.kind), Match::LostWithReboot) => seen,
+            // What the operator has accepted is what is there now, not what may be there when the scrub starts.
+            _ if adopted(pv) => seen,
+            _ => {
+                let noted = || pv.annotation(names::VOLUME_ID)?.parse::<VolumeId>().ok();
+                noted().or(seen)
+            }
+        };
         let order = ScrubOrder {
             pv: PvRef::from(pv),
             pv_gone: gone,
             claim_uid: pv.claim_uid().map(str::to_owned),
             directory: key.clone(),
             entry: pv.entry().unwrap_or_default().to_owned(),
-            // What the operator has accepted is what is there now, not what may be there when the scrub starts.
-            expected: if adopted(pv) { seen } else { noted().or(seen) },
+            expected,
             kind,
             command,
             blind: self.is_blind(),

@@ -66,32 +66,35 @@ impl Daemon {
 
     pub(super) fn patch(&mut self, pv: PvRef, patch: PvPatch, lets_go: bool, why: String) {
         debug!(pv = %pv.name, %why, "patching");
+        self.lets_go(&pv, lets_go);
         let client = self.client.clone();
         self.call(&pv.name.clone(), async move {
             let result = api::patch(&client, &pv, &patch).await;
             let resolved = patch.annotations.get(crate::names::RESOLVE) == Some(&None);
-            Done::Patched {
-                pv,
-                lets_go,
-                resolved,
-                result,
-            }
+            Done::Patched { pv, resolved, result }
         });
     }
 
     pub(super) fn delete(&mut self, pv: PvRef, lets_go: bool, why: String) {
         info!(pv = %pv.name, %why, "deleting PersistentVolume");
+        self.lets_go(&pv, lets_go);
         let client = self.client.clone();
         self.call(&pv.name.clone(), async move {
             let began = Instant::now();
             let result = api::delete(&client, &pv).await;
             Done::Deleted {
                 pv,
-                lets_go,
                 result,
                 took: began.elapsed(),
             }
         });
+    }
+
+    /// Noted before the call is made: the watch may show the PV's end before the answer is here, or the answer is lost.
+    fn lets_go(&mut self, pv: &PvRef, lets_go: bool) {
+        if lets_go {
+            self.memory.let_go.insert(pv.uid.clone(), self.now());
+        }
     }
 
     pub(super) fn read_claim(&mut self, claim: ClaimRef) {

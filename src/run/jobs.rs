@@ -34,11 +34,14 @@ impl Daemon {
         });
     }
 
-    pub(super) fn job_made(&mut self, pv: &str, result: Result<(), WriteError>) {
+    pub(super) fn job_made(&mut self, pv: &str, result: Result<Job, WriteError>) {
         self.memory.in_flight.remove(pv);
         match result {
-            // The watch shows it.
-            Ok(()) | Err(WriteError::Exists) => drop(self.memory.retries.remove(pv)),
+            Ok(job) => {
+                self.memory.retries.remove(pv);
+                self.shared.update(|store| store.job_made(&job));
+            }
+            // One that exists and is not shown by the watch is not ours to end; the volume waits for it.
             Err(err) => self.failed(pv, &err, "create the cleaning Job of"),
         }
     }
@@ -47,8 +50,7 @@ impl Daemon {
         self.memory.in_flight.remove(pv);
         match result {
             Ok(()) | Err(WriteError::Absent) => {}
-            // It is not the one any more, or not as it was: the watch shows how it is.
-            Err(WriteError::Conflict | WriteError::Exists) => return,
+            // Also where it is not as it was: the watch shows how it is, in a moment.
             Err(err) => return self.failed(pv, &err, "delete the cleaning Job of"),
         }
         self.memory.retries.remove(pv);
@@ -58,18 +60,23 @@ impl Daemon {
     /// A Job that has ended is counted when it goes: once.
     fn count_job(&mut self, pv: &str, job: &CleaningJob) {
         let now = self.now();
-        let known = self.shared.store().cluster().pvs.get(pv).cloned();
+        let live = self.shared.store().cluster().pvs.get(pv).cloned();
+        let gone = self.memory.gone.values().find(|gone| gone.pv.uid == job.pv_uid);
+        let known = live
+            .filter(|live| live.uid == job.pv_uid)
+            .or_else(|| gone.map(|gone| gone.pv.clone()));
         let mode = known.as_ref().map_or_else(Default::default, |pv| pv.mode);
         match &job.progress {
             JobProgress::AtWork => {}
             JobProgress::Succeeded => {
-                let capacity = known.map(|pv| pv.capacity).unwrap_or_default();
+                let capacity = known.as_ref().map(|pv| pv.capacity.clone()).unwrap_or_default();
                 let took = job.took.unwrap_or_default();
                 self.metrics.scrubbed(mode, By::Job, plan::JOB_COMMAND, &capacity, took);
+                self.memory.gone_and_clean(&job.pv_uid);
             }
             JobProgress::Failed(error) => {
                 self.metrics.scrub_failed(mode, By::Job);
-                let Some(pv) = known.filter(|known| known.uid == job.pv_uid) else {
+                let Some(pv) = known else {
                     return;
                 };
                 let failures = self.memory.scrubs.get(&pv.uid).map_or(0, |scrub| scrub.failures) + 1;

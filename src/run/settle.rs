@@ -26,14 +26,12 @@ pub(super) enum Done {
     },
     Patched {
         pv: PvRef,
-        lets_go: bool,
         /// The operator's word `resolve` was taken.
         resolved: bool,
         result: Result<PersistentVolume, WriteError>,
     },
     Deleted {
         pv: PvRef,
-        lets_go: bool,
         result: Result<Option<PersistentVolume>, WriteError>,
         took: Duration,
     },
@@ -58,7 +56,7 @@ pub(super) enum Done {
     Mode(Result<Mode, WriteError>),
     MadeJob {
         pv: String,
-        result: Result<(), WriteError>,
+        result: Result<k8s_openapi::api::batch::v1::Job, WriteError>,
     },
     DeletedJob {
         pv: String,
@@ -77,18 +75,8 @@ impl Daemon {
                 took,
                 since_look,
             } => self.created(&pv, result, took, since_look),
-            Done::Patched {
-                pv,
-                lets_go,
-                resolved,
-                result,
-            } => self.patched(&pv, lets_go, resolved, result),
-            Done::Deleted {
-                pv,
-                lets_go,
-                result,
-                took,
-            } => self.deleted(&pv, lets_go, result, took),
+            Done::Patched { pv, resolved, result } => self.patched(&pv, resolved, result),
+            Done::Deleted { pv, result, took } => self.deleted(&pv, result, took),
             Done::Read { name, result } => {
                 self.memory.in_flight.remove(&name);
                 match result {
@@ -149,14 +137,11 @@ impl Daemon {
         }
     }
 
-    fn patched(&mut self, pv: &PvRef, lets_go: bool, resolved: bool, result: Result<PersistentVolume, WriteError>) {
+    fn patched(&mut self, pv: &PvRef, resolved: bool, result: Result<PersistentVolume, WriteError>) {
         self.memory.in_flight.remove(&pv.name);
         match result {
             Ok(now) => {
                 self.memory.retries.remove(&pv.name);
-                if lets_go {
-                    self.memory.let_go.insert(pv.uid.clone(), self.now());
-                }
                 if resolved {
                     // The operator's word was taken: what failed before does not count any more.
                     self.memory.scrubs.remove(&pv.uid);
@@ -174,21 +159,12 @@ impl Daemon {
         }
     }
 
-    fn deleted(
-        &mut self,
-        pv: &PvRef,
-        lets_go: bool,
-        result: Result<Option<PersistentVolume>, WriteError>,
-        took: Duration,
-    ) {
+    fn deleted(&mut self, pv: &PvRef, result: Result<Option<PersistentVolume>, WriteError>, took: Duration) {
         self.memory.in_flight.remove(&pv.name);
         self.metrics.api_call("delete", took, result.is_err());
         match result {
             Ok(rest) => {
                 self.memory.retries.remove(&pv.name);
-                if lets_go {
-                    self.memory.let_go.insert(pv.uid.clone(), self.now());
-                }
                 match rest.filter(|rest| !rest.finalizers().is_empty()) {
                     Some(rest) => self.shared.update(|store| store.pv_changed(&rest)),
                     None => self.shared.update(|store| store.pv_gone(&pv.name, &pv.uid)),
@@ -225,6 +201,9 @@ impl Daemon {
 
     /// A write with preconditions did not go through.
     fn refused(&mut self, pv: &PvRef, err: &WriteError, verb: &str) {
+        if matches!(err, WriteError::Conflict | WriteError::Forbidden(_)) {
+            self.memory.let_go.remove(&pv.uid); // It was not done.
+        }
         match err {
             // It is not as it was seen: look again, at the object itself, for the watch may lag.
             WriteError::Conflict | WriteError::Absent | WriteError::Exists => {

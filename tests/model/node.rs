@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use local_volume_provisioner::identity::VolumeId;
+use local_volume_provisioner::names;
 use local_volume_provisioner::observed::{
     Directory, DirectoryKey, Entry, EntryKind, HostView, MountFacts, Observed, PodMount,
 };
@@ -43,7 +44,13 @@ impl Node {
     pub fn empty(&mut self, disk: usize, api: &Api) {
         let contents = std::mem::take(&mut self.disks[disk].contents);
         for claim in api.claims.values() {
-            let bound = api.pvs.contains_key(&claim.volume);
+            // A lost claim may have been bound anew, to a volume on another disk.
+            let here = self.id(disk).to_string();
+            let bound = api
+                .pvs
+                .get(&claim.volume)
+                .and_then(|pv| pv.metadata.annotations.as_ref()?.get(names::VOLUME_ID))
+                .is_some_and(|noted| *noted == here);
             assert!(
                 !contents.contains(&claim.uid) || (!bound && self.disks[disk].excused),
                 "a scrub destroys what living claim {} has written to disk {disk}",

@@ -130,13 +130,15 @@ fn an_identity_that_cannot_be_read_or_was_removed_is_not_trusted() {
 }
 
 #[test]
-fn volatile_storage_that_went_with_a_reboot_needs_no_scrub() {
+fn what_came_after_volatile_storage_went_with_a_reboot_is_scrubbed_if_it_may_have_been_used() {
     let lost = |pv: crate::cluster::Pv| pv.annotated(names::VOLUME_ID, "volatile boot=boot-1 uuid=a");
     let ram = || mount_with("b", |m| m.id = Ok(id("volatile boot=boot-2 uuid=b")));
     let mut w = world();
     w.entry("vol", ram());
+    // Its claim may have been used again since the reboot.
+    let scrub = "scrub pv-vol (files, volatile boot=boot-2 uuid=b)";
     w.pv(lost(available("vol", "a").released().terminating()));
-    w.expect_actions(&["let go pv-vol: finalizers="]);
+    w.expect_actions(&[scrub]);
     w.pv(lost(available("vol", "a")));
     w.expect(&["delete pv-vol and let go"], &["vol available"], &[]);
     w.pv(lost(available("vol", "a").annotated(names::USED, "c1")));
@@ -145,7 +147,7 @@ fn volatile_storage_that_went_with_a_reboot_needs_no_scrub() {
     w.expect(&[], &["vol bound"], &["pv-vol VolumeLost"]);
     w.mode = Mode::Classic;
     w.pv(lost(available("vol", "a").released()));
-    w.expect_actions(&["delete pv-vol and let go"]);
+    w.expect_actions(&[scrub]);
     // Within one boot another UUID is other storage: the old one may be mounted beneath.
     w.pv(available("vol", "a")
         .released()
@@ -154,13 +156,13 @@ fn volatile_storage_that_went_with_a_reboot_needs_no_scrub() {
 }
 
 #[test]
-fn volatile_storage_that_went_with_a_reboot_holds_nothing_for_a_pv_that_is_gone() {
+fn what_came_after_volatile_storage_is_scrubbed_for_a_pv_that_is_gone() {
     let mut w = world();
     let pv = available("vol", "a").annotated(names::VOLUME_ID, "volatile boot=boot-1 uuid=a");
     w.gone(pv.released(), Use::Used);
     w.entry("vol", mount_with("b", |m| m.id = Ok(id("volatile boot=boot-2 uuid=b"))));
-    assert_eq!(w.states(), ["vol available"]);
-    w.expect_actions(&["create /mnt/fast/vol"]);
+    assert_eq!(w.states(), ["vol scrubbing"]);
+    w.expect_actions(&["scrub of gone pv-vol (files, volatile boot=boot-2 uuid=b)"]);
 }
 
 #[test]
