@@ -199,6 +199,15 @@ impl Store {
         }
     }
 
+    /// A PV that we have made, and how often changes may have been missed when the call began: a list that was read
+    /// since may have been read after its end, and would never show that.
+    pub fn pv_made(&mut self, pv: &core::PersistentVolume, gaps: u64) {
+        self.pv_changed(pv);
+        if gaps != self.gaps {
+            self.doubt(pv.metadata.name.as_deref().unwrap_or_default());
+        }
+    }
+
     fn put(&mut self, pv: Pv) {
         if self.ended.contains(&pv.uid) {
             return;

@@ -39,11 +39,13 @@ impl Daemon {
             self.read_node();
             return;
         }
+        let gaps = self.shared.store().gaps();
         let client = self.client.clone();
         self.call(&pv.name_any(), async move {
             let began = Instant::now();
             let result = api::create(&client, &pv).await;
             Done::Created {
+                gaps,
                 pv: Box::new(pv),
                 result,
                 took: began.elapsed(),

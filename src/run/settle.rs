@@ -19,6 +19,8 @@ use crate::scrub::ScrubError;
 /// Something that was started and has ended.
 pub(super) enum Done {
     Created {
+        /// How often changes may have been missed when the call began.
+        gaps: u64,
         pv: Box<PersistentVolume>,
         result: Result<PersistentVolume, WriteError>,
         took: Duration,
@@ -70,11 +72,12 @@ impl Daemon {
     pub(super) fn settle(&mut self, done: Done) {
         match done {
             Done::Created {
+                gaps,
                 pv,
                 result,
                 took,
                 since_look,
-            } => self.created(&pv, result, took, since_look),
+            } => self.created(&pv, gaps, result, took, since_look),
             Done::Patched { pv, resolved, result } => self.patched(&pv, resolved, result),
             Done::Deleted { pv, result, took } => self.deleted(&pv, result, took),
             Done::Read { name, result } => {
@@ -115,6 +118,7 @@ impl Daemon {
     fn created(
         &mut self,
         pv: &PersistentVolume,
+        gaps: u64,
         result: Result<PersistentVolume, WriteError>,
         took: Duration,
         since_look: Duration,
@@ -129,7 +133,7 @@ impl Daemon {
                 self.metrics.created(pv.mode, since_look);
                 self.memory.retries.remove(&name);
                 self.memory.watched_since_creation.insert(pv.uid);
-                self.shared.update(|store| store.pv_changed(&made));
+                self.shared.update(|store| store.pv_made(&made, gaps));
             }
             // It is read, and the next pass knows whose it is.
             Err(WriteError::Exists) => self.shared.update(|store| store.doubt(&name)),

@@ -192,7 +192,7 @@ impl Daemon {
         match self.calls.swap_remove(which) {
             Call::Answered(settle) => settle(self),
             Call::Planned(action) => {
-                let answer = arrive(action, api, fault);
+                let answer = arrive(action, api, fault, self.store.gaps());
                 self.calls.push(Call::Answered(answer));
             }
             Call::Read(name) => {
@@ -272,7 +272,7 @@ fn is_watched(mode: Mode, pv: &PersistentVolume) -> bool {
 }
 
 /// The server gets a call; what comes back settles it.
-fn arrive(action: Action, api: &mut Api, fault: Fault) -> Box<Answer> {
+fn arrive(action: Action, api: &mut Api, fault: Fault, gaps: u64) -> Box<Answer> {
     if fault == Fault::Lost {
         return Box::new(move |daemon| {
             let key = match &action {
@@ -301,7 +301,7 @@ fn arrive(action: Action, api: &mut Api, fault: Fault) -> Box<Answer> {
                             .memory
                             .watched_since_creation
                             .insert(made.metadata.uid.clone().unwrap());
-                        daemon.store.pv_changed(&made);
+                        daemon.store.pv_made(&made, gaps);
                     }
                     Err(refused) => daemon.refused(&name, Some(refused)),
                 }

@@ -87,7 +87,7 @@ fn terminating_by_use_and_policy_and_word() {
         (unknown(), "Delete", "scrub", scrub, "scrubbing", &[]),
         (unknown(), "Delete", "keep", &[], "held kept", &[]),
         (used(), "Delete", "", scrub, "scrubbing", &[]),
-        (used(), "Delete", "keep", scrub, "scrubbing", &[]),
+        (used(), "Delete", "keep", &[], "held kept", &[]),
         (used(), "Retain", "", &[], "held retain-deleting", failed),
         (used(), "Retain", "perhaps", &[], "held retain-deleting", failed),
         (used(), "Retain", "scrub", scrub, "scrubbing", &[]),
