@@ -1,4 +1,4 @@
-# docker build -t local-volume-provisioner .
+# docker build -t localhost/local-volume-provisioner:0.1.0 .
 # The image is the one that hack/image makes without Docker.
 FROM rust:1-slim-bookworm AS build
 WORKDIR /src

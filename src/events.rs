@@ -65,7 +65,7 @@ impl Told {
 
 /// Posts a notice, as a repetition of an earlier event if there is one. Returns the event's name and count.
 ///
-/// An event that cannot be posted is logged and forgotten: the log and the status page say the same.
+/// An event that cannot be posted is logged and forgotten: the log says the same.
 pub async fn post(
     client: &Client,
     source: &str,

@@ -1,7 +1,7 @@
 //! The decisions, all of them: what every entry is and why, and what to do.
 //!
-//! [`plan`] is a pure function over plain data: no I/O, no clock, no client. The daemon, the dry run and the status page
-//! all use it; there is no second implementation of any decision.
+//! [`plan`] is a pure function over plain data: no I/O, no clock, no client. The daemon and the dry run
+//! both use it; there is no second implementation of any decision.
 
 mod entry;
 mod job;

@@ -1,6 +1,6 @@
 //! Why a volume is not in circulation: one closed set of reasons, with one wording.
 //!
-//! The same words stand on the event, the command line, the status page and the log; [`Held::slug`] and
+//! The same words stand on the event, the command line and the log; [`Held::slug`] and
 //! [`Ignored::slug`] are the metric labels.
 
 use std::fmt;
@@ -221,11 +221,17 @@ impl fmt::Display for Held {
                 f,
                 "the path shows other storage than was published: expected {expected}, found {found}; bring the right one back, or accept this one with the annotation local-volume-provisioner/resolve=adopt"
             ),
-            Self::IdentityUnknown(error) => write!(f, "the identity of the storage cannot be read: {error}"),
-            Self::NotMounted(what) => write!(f, "what was published is not there: {what}; mount it again"),
+            Self::IdentityUnknown(error) => write!(
+                f,
+                "the identity of the storage cannot be read: {error}; mend that, or accept what is there with the annotation local-volume-provisioner/resolve=adopt"
+            ),
+            Self::NotMounted(what) => write!(f, "what was published is not there: {what}; bring it back"),
             Self::NestedMounts(points) => write!(f, "mounted below it: {}; unmount that first", points.join(", ")),
             Self::InUse(by) => write!(f, "still in use: {by}"),
-            Self::ReadOnly => write!(f, "read-only, so it cannot be scrubbed"),
+            Self::ReadOnly => write!(
+                f,
+                "read-only, so it cannot be scrubbed; make it writable, and look for I/O errors (dmesg)"
+            ),
             Self::ClassNotConfigured => write!(
                 f,
                 "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"
@@ -257,7 +263,7 @@ impl fmt::Display for Held {
             ),
             Self::ForeignPv(pv) => write!(
                 f,
-                "PV {pv} of another program stands for this path; delete that PV if it should not"
+                "PV {pv}, which this provisioner did not make (or made while the node had another UID), stands for this path or has its name; look at it, and delete it if it should not be there"
             ),
             Self::PhaseFailed => write!(
                 f,
@@ -271,7 +277,7 @@ impl fmt::Display for Held {
                 f,
                 "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"
             ),
-            Self::ScrubFailed { error, .. } => write!(f, "{error}"),
+            Self::ScrubFailed { error, .. } => write!(f, "its scrub failed, and is tried again: {error}"),
             Self::Quarantined { error, failures } => write!(
                 f,
                 "quarantined, because its scrub failed {failures} times: {error}; mend the cause and have it tried again with the annotation local-volume-provisioner/resolve=retry"

@@ -143,7 +143,7 @@ fn an_unmounted_volume_is_not_scrubbed_until_it_is_back() {
         mounts::unmount(&disk)?;
         std::fs::write(disk.join("on-the-root-disk"), "not yours")?;
         node.release("a").await?;
-        node.event(&pv, "VolumeFailedDelete", "mount it again").await?;
+        node.event(&pv, "VolumeFailedDelete", "bring it back").await?;
         node.several_passes().await;
         ensure!(names(&disk) == ["on-the-root-disk"]);
         ensure!(names(&source) == ["tenant"]);

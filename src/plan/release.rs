@@ -85,7 +85,7 @@ impl Planner<'_> {
     /// Being deleted.
     pub(super) fn terminating(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>) -> State {
         if self.i.mode == Mode::Classic && pv.has_our_finalizer() && !pv.is_protected() {
-            let what = "it carries the finalizer local-volume-provisioner/scrub, and patching PersistentVolumes, which removing that takes, is not granted any more".to_owned();
+            let what = "it carries the finalizer local-volume-provisioner/scrub, and patching PersistentVolumes, which removing that takes, is not granted any more; grant it, or run uninstall".to_owned();
             let held = Held::NotPermitted(what);
             self.hold_notice(pv, &held);
             return State::Held(held);

@@ -171,7 +171,7 @@ impl Planner<'_> {
             }
             Match::Unknown(error) => {
                 let held = Held::IdentityUnknown(error);
-                self.hold_notice(pv, &held);
+                self.notice(pv, Severity::Warning, "VolumeMismatch", held.to_string());
                 return (State::Held(held), warning);
             }
             Match::Right => {}

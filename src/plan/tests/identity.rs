@@ -117,7 +117,7 @@ fn an_identity_that_cannot_be_read_or_was_removed_is_not_trusted() {
     ] {
         let mut w = world();
         w.pv(pv.clone()).entry("vol", kind.clone());
-        w.expect(&[], &["vol held identity-unknown"], &["pv-vol VolumeFailedDelete"]);
+        w.expect(&[], &["vol held identity-unknown"], &["pv-vol VolumeMismatch"]);
         w.pv(pv.clone().released().terminating());
         w.expect(&[], &["vol held identity-unknown"], &["pv-vol VolumeFailedDelete"]);
         w.pv(pv.clone().bound());
