@@ -131,17 +131,9 @@ fn partitions_and_disks() {
             .unwrap();
         let disk = node.attach(&image, &["-P"]);
         let piece = |number| PathBuf::from(format!("{}p{number}", disk.display()));
-        // The kernel does not look for partitions while somebody has the device open, if only for a moment.
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !piece(1).exists() && std::time::Instant::now() < end {
-            let _ = std::process::Command::new("blockdev")
-                .arg("--rereadpt")
-                .arg(&disk)
-                .status();
-        }
         if !piece(1).exists() {
-            println!("SKIPPED: this kernel finds no partitions on loop devices, or /dev is not a devtmpfs");
-            return;
+            // A kernel without a parser for this table takes partitions that it is told of.
+            run("partx", |command| command.arg("-a").arg(&disk));
         }
         let dir = node.directory("disks");
         link(&dir, "disk", &disk);
