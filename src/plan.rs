@@ -231,6 +231,8 @@ pub enum Action {
         pv: String,
         /// The Job.
         job: Box<CleaningJob>,
+        /// Its success is what is known of the volume of a PV that is gone: that it is clean.
+        proves_clean: bool,
         /// Why, for the log.
         why: String,
     },

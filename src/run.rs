@@ -475,7 +475,12 @@ impl Daemon {
             }
             Action::ReadClaim(claim) => self.read_claim(claim),
             Action::CreateJob(job) => self.create_job(*job),
-            Action::DeleteJob { pv, job, why } => self.delete_job(pv, *job, &why),
+            Action::DeleteJob {
+                pv,
+                job,
+                proves_clean,
+                why,
+            } => self.delete_job(pv, *job, proves_clean, &why),
         }
     }
 }

@@ -52,7 +52,7 @@ impl Planner<'_> {
                 }
                 if gone {
                     // Its end is what is remembered of a PV that is gone: the volume is clean.
-                    self.delete_job(&pv.name, job, "it has ended");
+                    self.end_job(&pv.name, job, true, "it has cleaned the volume of a PV that is gone");
                 } else {
                     then(self, pv);
                 }
@@ -62,9 +62,14 @@ impl Planner<'_> {
     }
 
     fn delete_job(&mut self, pv: &str, job: &CleaningJob, why: &str) {
+        self.end_job(pv, job, false, why);
+    }
+
+    fn end_job(&mut self, pv: &str, job: &CleaningJob, proves_clean: bool, why: &str) {
         let action = Action::DeleteJob {
             pv: pv.to_owned(),
             job: Box::new(job.clone()),
+            proves_clean,
             why: why.to_owned(),
         };
         self.act(pv, action);

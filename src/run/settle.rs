@@ -63,6 +63,7 @@ pub(super) enum Done {
     DeletedJob {
         pv: String,
         job: Box<CleaningJob>,
+        proves_clean: bool,
         result: Result<(), WriteError>,
     },
 }
@@ -111,7 +112,12 @@ impl Daemon {
             }
             Done::Mode(result) => self.take_mode(result),
             Done::MadeJob { pv, result } => self.job_made(&pv, result),
-            Done::DeletedJob { pv, job, result } => self.job_deleted(&pv, &job, result),
+            Done::DeletedJob {
+                pv,
+                job,
+                proves_clean,
+                result,
+            } => self.job_deleted(&pv, &job, proves_clean, result),
         }
     }
 
