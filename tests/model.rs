@@ -551,7 +551,7 @@ fn history(mode: Mode, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4 * ProptestConfig::default().cases, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_history_leaks_or_loses_with_patch(steps in prop::collection::vec(step(), 1..60)) {
