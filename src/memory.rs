@@ -36,6 +36,8 @@ pub struct Memory {
     pub retries: BTreeMap<String, Retry>,
     /// PVs, by name, that an API call is under way for.
     pub in_flight: BTreeSet<String>,
+    /// PVs, by name, that may have been made without that being known yet: their storage is spoken for.
+    pub creating: BTreeMap<String, Pv>,
     /// The last readings of claims, by what PVs call them. The UID is part of it: that there was no claim of that name
     /// says nothing about one that was made later.
     pub claims: BTreeMap<ClaimRef, ClaimReading>,

@@ -563,3 +563,23 @@ proptest! {
         history(Mode::Classic, &steps);
     }
 }
+
+/// Histories that once went wrong.
+#[test]
+fn a_disk_that_moves_while_its_pv_is_being_made_gets_one_pv() {
+    let steps = [
+        Step::StripFinalizers(0),
+        Step::Swap(1, 2),
+        Step::Unmount(2),
+        Step::Settle,
+        Step::DeletePv(0),
+        Step::Watch(1),
+        Step::Pass,
+        Step::Swap(1, 2),
+        Step::Pass,
+        Step::Readable(false),
+    ];
+    for mode in [Mode::Classic, Mode::Patch] {
+        history(mode, &steps);
+    }
+}

@@ -128,6 +128,10 @@ impl<'a> Planner<'a> {
         if let Some(owner) = self.storage.owner(&entry.kind, path) {
             return Some(State::Ignored(Ignored::Duplicate(owner)));
         }
+        let mut creating = self.i.memory.creating.values();
+        if let Some(other) = creating.find(|other| other.name != pv_name && other.path.as_deref() == Some(path)) {
+            return Some(State::Ignored(Ignored::Duplicate(format!("PV {}", other.name))));
+        }
         if self.names.contains_key(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
             return Some(State::Held(Held::ForeignPv(pv_name.to_owned())));
         }

@@ -27,7 +27,8 @@ impl Index {
             noted: Vec::new(),
         };
         let gone = i.memory.gone.values().map(|gone| &gone.pv);
-        for pv in i.cluster.pvs.values().chain(gone) {
+        let creating = i.memory.creating.values();
+        for pv in i.cluster.pvs.values().chain(gone).chain(creating) {
             let Some(path) = &pv.path else { continue };
             if let Some(id) = pv.annotation(VOLUME_ID).and_then(|text| text.parse().ok()) {
                 index.noted.push((id, path.clone(), format!("PV {}", pv.name)));

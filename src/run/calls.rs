@@ -40,6 +40,7 @@ impl Daemon {
             return;
         }
         let gaps = self.shared.store().gaps();
+        self.memory.creating.insert(pv.name_any(), (&pv).into());
         let client = self.client.clone();
         self.call(&pv.name_any(), async move {
             let began = Instant::now();

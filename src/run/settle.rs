@@ -84,7 +84,10 @@ impl Daemon {
             Done::Read { name, result } => {
                 self.memory.in_flight.remove(&name);
                 match result {
-                    Ok(found) => self.shared.update(|store| store.read_by_name(&name, found.as_ref())),
+                    Ok(found) => {
+                        self.memory.creating.remove(&name);
+                        self.shared.update(|store| store.read_by_name(&name, found.as_ref()));
+                    }
                     Err(err) => self.failed(&name, &err, "read"),
                 }
             }
@@ -138,12 +141,17 @@ impl Daemon {
                 info!(pv = %name, path = %pv.path.clone().unwrap_or_default().display(), class = %pv.class, capacity = %pv.capacity, "PersistentVolume created");
                 self.metrics.created(pv.mode, since_look);
                 self.memory.retries.remove(&name);
+                self.memory.creating.remove(&name);
                 self.memory.watched_since_creation.insert(pv.uid);
                 self.shared.update(|store| store.pv_made(&made, gaps));
             }
             // It is read, and the next pass knows whose it is.
             Err(WriteError::Exists) => self.shared.update(|store| store.doubt(&name)),
-            Err(err) => self.failed(&name, &err, "create"),
+            Err(err) => {
+                self.failed(&name, &err, "create");
+                // It may have been made all the same: it is read before it is tried again.
+                self.shared.update(|store| store.doubt(&name));
+            }
         }
     }
 

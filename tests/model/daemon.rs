@@ -179,6 +179,9 @@ impl Daemon {
                 return;
             }
         };
+        if let Action::Create(pv) = &action {
+            self.memory.creating.insert(key.clone(), pv.as_ref().into());
+        }
         self.memory.in_flight.insert(key);
         self.calls.push(Call::Planned(action));
     }
@@ -200,6 +203,7 @@ impl Daemon {
                 self.calls.push(Call::Answered(Box::new(move |daemon| {
                     daemon.memory.in_flight.remove(&name);
                     if fault == Fault::None {
+                        daemon.memory.creating.remove(&name);
                         daemon.store.read_by_name(&name, found.as_ref());
                     } else {
                         daemon.failed(&name);
@@ -284,6 +288,9 @@ fn arrive(action: Action, api: &mut Api, fault: Fault, gaps: u64) -> Box<Answer>
             };
             daemon.memory.in_flight.remove(&key);
             daemon.failed(&key);
+            if matches!(action, Action::Create(_)) {
+                daemon.store.doubt(&key);
+            }
         });
     }
     let lost = fault == Fault::LostAnswer;
@@ -294,8 +301,12 @@ fn arrive(action: Action, api: &mut Api, fault: Fault, gaps: u64) -> Box<Answer>
             Box::new(move |daemon| {
                 daemon.memory.in_flight.remove(&name);
                 match result {
-                    _ if lost => daemon.failed(&name),
+                    _ if lost => {
+                        daemon.failed(&name);
+                        daemon.store.doubt(&name);
+                    }
                     Ok(made) => {
+                        daemon.memory.creating.remove(&name);
                         daemon.memory.retries.remove(&name);
                         daemon
                             .memory

@@ -333,6 +333,22 @@ fn a_pv_of_the_former_node_object_is_adopted_only_if_it_is_provably_the_same_sto
 }
 
 #[test]
+fn storage_whose_pv_may_have_been_made_is_spoken_for() {
+    let mut w = world();
+    let making = available("elsewhere", "a");
+    w.memory.creating.insert(making.name.clone(), making);
+    w.entry("vol", mount("a"));
+    w.expect(&[], &["vol ignored duplicate"], &[]);
+    w.memory.creating.clear();
+    // Under another name, for the same path, as another class would make it.
+    let making = available("vol", "a");
+    w.memory.creating.insert(making.name.clone(), making);
+    w.expect(&[], &["vol ignored duplicate"], &[]);
+    w.memory.creating.clear();
+    w.expect_actions(&["create /mnt/fast/vol"]);
+}
+
+#[test]
 fn nothing_is_planned_for_what_is_under_way_or_waits_for_its_retry() {
     let name = names::classic_pv_name("vol", "node1", "fast");
     let mut w = world();
