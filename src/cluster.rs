@@ -289,7 +289,7 @@ pub struct Pv {
 }
 
 /// The annotations that are kept of a PV.
-const KEPT_ANNOTATIONS: [&str; 10] = [
+const KEPT_ANNOTATIONS: [&str; 12] = [
     names::PROVISIONED_BY,
     names::BOUND_BY_CONTROLLER,
     names::VOLUME_ID,
@@ -300,6 +300,8 @@ const KEPT_ANNOTATIONS: [&str; 10] = [
     names::RESOLVE,
     names::RETAINED,
     names::LEAVING,
+    names::STAND_IN,
+    names::LAST_CLAIM,
 ];
 
 /// A PV whose phase changed last within this time of its creation has never been bound: the first change is to
@@ -325,6 +327,23 @@ impl Pv {
         self.annotations.contains_key(names::LEAVING)
     }
 
+    /// Whether it stands in for one that was removed before its volume was scrubbed.
+    #[must_use]
+    pub fn is_stand_in(&self) -> bool {
+        self.annotations.contains_key(names::STAND_IN)
+    }
+
+    /// The claim that may still live, and would bind again to a PV of this name.
+    #[must_use]
+    pub fn last_claim(&self) -> Option<ClaimRef> {
+        let mut parts = self.annotation(names::LAST_CLAIM)?.splitn(3, '/').map(str::to_owned);
+        Some(ClaimRef {
+            namespace: parts.next()?,
+            name: parts.next()?,
+            uid: parts.next()?,
+        })
+    }
+
     /// Whether Kubernetes still protects it.
     #[must_use]
     pub fn is_protected(&self) -> bool {
@@ -345,6 +364,9 @@ impl Pv {
     /// Whether it was ever bound. `watched_since_creation`: this process saw every change of it, without a gap.
     #[must_use]
     pub fn usage(&self, watched_since_creation: bool) -> Use {
+        if self.annotation(names::STAND_IN) == Some("unknown") && self.phase != Phase::Bound {
+            return Use::Unknown; // It was never bound itself, whatever its claimRef says.
+        }
         let used = self.seen_used
             || self.annotations.contains_key(names::USED)
             || self.claim_uid().is_some()

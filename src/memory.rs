@@ -1,8 +1,7 @@
 //! What this process remembers from one pass to the next.
 //!
-//! Nothing here must survive a restart for the promises to hold where patch is permitted: the API objects say all that
-//! matters then. It makes passes cheap (back-off), patient (grace periods) and, without patch permission, careful about
-//! what was seen.
+//! Nothing here must survive a restart for the promises to hold: the API objects say all that matters then. It makes
+//! passes cheap (back-off), patient (grace periods) and careful about what was seen.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +23,7 @@ pub struct Memory {
     pub watched_since_creation: BTreeSet<String>,
     /// UIDs of PVs that we let go, and when: their end is our doing.
     pub let_go: BTreeMap<String, Duration>,
-    /// PVs that ended although we did not let them go, by the path of their volume.
+    /// PVs that ended although we did not let them go, by the path of their volume, until another stands in for them.
     pub gone: BTreeMap<PathBuf, GonePv>,
     /// Since when a PV's volume is missing, by the PV's UID.
     pub missing_since: BTreeMap<String, Duration>,
@@ -50,17 +49,6 @@ pub struct GonePv {
     pub pv: Pv,
     /// Whether it was ever bound.
     pub usage: Use,
-    /// Its entry was there in a look since then: only after that its absence is an operator's answer to the hold, and
-    /// not a disk that is mounted late.
-    pub seen: bool,
-}
-
-impl GonePv {
-    /// Whether nothing but the operator decides what becomes of it: when its entry is gone, and comes back, it is a new
-    /// volume.
-    fn is_the_operators(&self) -> bool {
-        self.usage == Use::Unknown || self.pv.reclaim_policy != "Delete"
-    }
 }
 
 /// A failed API write.
@@ -171,28 +159,22 @@ impl Memory {
     /// Takes note of how the cluster looks now, and of the PVs that ended since the last time.
     pub fn note(&mut self, endings: &[Pv], after: &Cluster, ownership: &Ownership, now: Duration) {
         for pv in endings {
-            self.note_end(pv, ownership, now);
+            self.note_end(pv, ownership);
         }
         // A scrub that was at work when its PV ended counts.
         let scrubs = &self.scrubs;
         self.gone
             .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
-        for gone in self.gone.values() {
-            let outdated = |scrub: &Scrub| {
-                !matches!(scrub.state, ScrubState::Running) && scrub.claim_uid.as_deref() != gone.pv.claim_uid()
-            };
-            if self.scrubs.get(&gone.pv.uid).is_some_and(outdated) {
-                self.scrubs.remove(&gone.pv.uid); // Made for another release: it is scrubbed once more.
-            }
-        }
+        let stands_in = |path: &Path| {
+            let mut pvs = after.pvs.values();
+            pvs.any(|pv| pv.is_stand_in() && pv.path.as_deref() == Some(path))
+        };
+        self.gone.retain(|path, _| !stands_in(path));
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
-        let left: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
-        self.missing_since
-            .retain(|uid, _| alive.contains(uid.as_str()) || left.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
-        self.released_since
-            .retain(|uid, _| alive.contains(uid.as_str()) || gone.contains(uid.as_str()));
+        self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
+        self.released_since.retain(|uid, _| alive.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
         });
@@ -227,17 +209,15 @@ impl Memory {
         }
     }
 
-    /// Takes note of what is missing on the node. A retained volume whose entry was seen to be gone is the operator's
-    /// business; when it comes back it is a new volume.
+    /// Takes note of what is missing on the node.
     pub fn note_observed(
         &mut self,
         plan: &crate::plan::Plan,
         observed: &crate::observed::Observed,
         cluster: &Cluster,
-        grace_period: Duration,
         now: Duration,
     ) {
-        use crate::observed::{Directory, EntryKind};
+        use crate::observed::Directory;
         use crate::plan::State;
         // A directory that was read and does not have the name: a mount that is late shows as a plain directory.
         let absent = |path: &Path| {
@@ -262,29 +242,13 @@ impl Memory {
             .filter(is_missing)
             .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
             .collect();
-        for (path, gone) in &mut self.gone {
-            gone.seen |= observed.directories.iter().any(|(key, directory)| match directory {
-                Directory::Read(entries) if Some(key.host_dir.as_path()) == path.parent() => {
-                    entries.iter().any(|entry| {
-                        Some(entry.name.as_os_str()) == path.file_name()
-                            && !matches!(entry.kind, EntryKind::PlainDirectory)
-                    })
-                }
-                _ => false,
-            });
-        }
         // A pod's mount that came up after a scrub may have written: the volume is scrubbed anew.
         let used_again = plan
             .volumes
             .iter()
             .filter(|volume| matches!(volume.state, State::Held(Held::InUse(_))));
         for name in used_again.filter_map(|volume| volume.pv.as_deref()) {
-            let gone = self
-                .gone
-                .values()
-                .find(|gone| gone.pv.name == name)
-                .map(|gone| &gone.pv);
-            let uid = cluster.pvs.get(name).or(gone).map(|pv| pv.uid.clone());
+            let uid = cluster.pvs.get(name).map(|pv| pv.uid.clone());
             if let Some(uid) = uid
                 && self
                     .scrubs
@@ -294,30 +258,13 @@ impl Memory {
                 self.scrubs.remove(&uid);
             }
         }
-        let left: BTreeSet<&str> = self
-            .gone
-            .iter()
-            .filter(|(path, gone)| gone.seen && gone.is_the_operators() && absent(path))
-            .map(|(_, gone)| gone.pv.uid.as_str())
-            .collect();
-        self.missing_since
-            .retain(|uid, _| missing.contains(uid.as_str()) || left.contains(uid.as_str()));
-        for uid in missing.into_iter().chain(left) {
+        self.missing_since.retain(|uid, _| missing.contains(uid.as_str()));
+        for uid in missing {
             self.missing_since.entry(uid.to_owned()).or_insert(now);
         }
-        let missing_since = &self.missing_since;
-        self.gone.retain(|_, gone| {
-            let since = missing_since.get(&gone.pv.uid).filter(|_| gone.is_the_operators());
-            since.is_none_or(|since| *since + grace_period > now)
-        });
     }
 
-    /// The volume of a PV that ended was scrubbed: it is a new volume now.
-    pub fn gone_and_clean(&mut self, uid: &str) {
-        self.gone.retain(|_, gone| gone.pv.uid != uid);
-    }
-
-    fn note_end(&mut self, pv: &Pv, ownership: &Ownership, now: Duration) {
+    fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {
         if self.let_go.contains_key(&pv.uid) {
             return;
         }
@@ -334,15 +281,8 @@ impl Memory {
             return;
         }
         if let Some(path) = pv.path.clone() {
-            self.released_since.entry(pv.uid.clone()).or_insert(now);
-            self.gone.insert(
-                path,
-                GonePv {
-                    pv: pv.clone(),
-                    usage,
-                    seen: false,
-                },
-            );
+            let pv = pv.clone();
+            self.gone.insert(path, GonePv { pv, usage });
         }
     }
 

@@ -27,6 +27,13 @@ pub const LEAVING: &str = "local-volume-provisioner/leaving";
 pub const RESOLVE: &str = "local-volume-provisioner/resolve";
 /// Annotation by the operator: `scrub` or `keep` what a retained volume holds.
 pub const RETAINED: &str = "local-volume-provisioner/retained";
+/// Annotation: the PV stands in for one that was removed before its volume was scrubbed; `used`, or `unknown` where nobody
+/// can say whether that one was ever bound.
+pub const STAND_IN: &str = "local-volume-provisioner/stand-in";
+/// Annotation of a stand-in: `namespace/name/uid` of the claim that was bound when the PV was removed, and may live.
+pub const LAST_CLAIM: &str = "local-volume-provisioner/last-claim";
+/// UID in the claimRef of a stand-in: no claim has it, so nothing can be bound to the PV.
+pub const NO_CLAIM: &str = "removed-by-force";
 /// Annotation: which provisioner made the PV; kube-controller-manager needs it to let a PV become Released.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// Annotation of kube-controller-manager on a PV that it has bound.

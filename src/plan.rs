@@ -231,8 +231,6 @@ pub enum Action {
         pv: String,
         /// The Job.
         job: Box<CleaningJob>,
-        /// Its success is what is known of the volume of a PV that is gone: that it is clean.
-        proves_clean: bool,
         /// Why, for the log.
         why: String,
     },
@@ -289,10 +287,8 @@ impl ScrubKind {
 /// A scrub to be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScrubOrder {
-    /// The PV, live or gone.
+    /// The PV.
     pub pv: PvRef,
-    /// The PV object is gone already.
-    pub pv_gone: bool,
     /// UID of the claim that it was released from.
     pub claim_uid: Option<String>,
     /// Where the volume is.

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{
-    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeSpec,
-    VolumeNodeAffinity,
+    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference, PersistentVolume,
+    PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::capacity;
-use crate::cluster::{Mode, Node, Ownership, StorageClass};
+use crate::cluster::{ClaimRef, Mode, Node, Ownership, Phase, StorageClass, Use};
 use crate::config::{Class, Config, VolumeMode};
+use crate::memory::GonePv;
 use crate::names;
 use crate::observed::EntryKind;
 
@@ -86,13 +87,7 @@ pub fn build(p: &Publication<'_>) -> PersistentVolume {
                 fs_type: p.class.fs_type.clone(),
             }),
             access_modes: Some(vec![p.class.access_mode.clone()]),
-            volume_mode: Some(
-                match p.class.volume_mode {
-                    VolumeMode::Block => "Block",
-                    VolumeMode::Filesystem => "Filesystem",
-                }
-                .into(),
-            ),
+            volume_mode: Some(volume_mode(p.class.volume_mode).into()),
             storage_class_name: Some(p.class.name.clone()),
             persistent_volume_reclaim_policy: Some(
                 p.storage_class
@@ -102,10 +97,103 @@ pub fn build(p: &Publication<'_>) -> PersistentVolume {
                 .storage_class
                 .map(|class| class.mount_options.clone())
                 .filter(|options| !options.is_empty()),
-            node_affinity: Some(affinity(p)),
+            node_affinity: Some(affinity(p.ownership, &p.class.selector)),
             ..Default::default()
         }),
         status: None,
+    }
+}
+
+/// What a stand-in is made from.
+pub struct StandIn<'a> {
+    /// The stand-in's name.
+    pub name: &'a str,
+    /// What is known of the PV that was removed.
+    pub gone: &'a GonePv,
+    /// The configuration.
+    pub config: &'a Config,
+    /// The own Node.
+    pub node: &'a Node,
+    /// Tells own PVs from others.
+    pub ownership: &'a Ownership,
+    /// With [`Mode::Patch`] it carries the finalizer from its creation on.
+    pub mode: Mode,
+}
+
+/// A PV in the place of one that was removed before its volume was scrubbed: it keeps what that one said of the volume,
+/// and nothing can be bound to it.
+#[must_use]
+pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
+    let pv = &s.gone.pv;
+    let mut annotations = pv.annotations.clone();
+    annotations.remove(names::BOUND_BY_CONTROLLER);
+    annotations.remove(names::RESOLVE);
+    annotations.insert(names::PROVISIONED_BY.into(), s.ownership.provisioned_by());
+    let word = if s.gone.usage == Use::Unknown {
+        "unknown"
+    } else {
+        "used"
+    };
+    annotations.insert(names::STAND_IN.into(), word.into());
+    // The claim of one that was released is gone; any other may live.
+    let may_live = !pv.is_stand_in() && !matches!(pv.phase, Phase::Released | Phase::Failed);
+    if let Some(claim) = pv.claim.as_ref().filter(|claim| may_live && !claim.uid.is_empty()) {
+        let value = format!("{}/{}/{}", claim.namespace, claim.name, claim.uid);
+        annotations.insert(names::LAST_CLAIM.into(), value);
+        if pv.annotation(names::RETAINED) == Some("scrub") {
+            annotations.remove(names::RETAINED); // Said of what a claim would leave, not of what one may still have.
+        }
+    }
+    if let (Some(uid), "used") = (pv.claim_uid(), word) {
+        annotations.entry(names::USED.into()).or_insert_with(|| uid.to_owned());
+    }
+    let claim = pv.claim.as_ref();
+    let part = |part: fn(&ClaimRef) -> &String, otherwise: &str| {
+        let found = claim.map(part).filter(|part| !part.is_empty());
+        Some(found.cloned().unwrap_or_else(|| otherwise.into()))
+    };
+    let class = s.config.classes.get(&pv.class);
+    let finalizer = s.mode == Mode::Patch && !pv.is_leaving();
+    PersistentVolume {
+        metadata: ObjectMeta {
+            name: Some(s.name.to_owned()),
+            labels: Some([(names::NODE_LABEL.to_owned(), s.ownership.hostname.clone())].into()),
+            annotations: Some(annotations),
+            finalizers: finalizer.then(|| vec![names::FINALIZER.into()]),
+            owner_references: s.config.set_pv_owner_ref.then(|| vec![owner_reference(s.node)]),
+            ..Default::default()
+        },
+        spec: Some(PersistentVolumeSpec {
+            capacity: Some([("storage".to_owned(), Quantity(pv.capacity.clone()))].into()),
+            claim_ref: Some(ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("PersistentVolumeClaim".into()),
+                namespace: part(|claim| &claim.namespace, "default"),
+                name: part(|claim| &claim.name, "unknown"),
+                uid: Some(names::NO_CLAIM.into()),
+                ..Default::default()
+            }),
+            local: Some(LocalVolumeSource {
+                path: pv.path.clone().unwrap_or_default().to_string_lossy().into_owned(),
+                fs_type: class.and_then(|class| class.fs_type.clone()),
+            }),
+            access_modes: Some(vec![
+                class.map_or_else(|| "ReadWriteOnce".into(), |class| class.access_mode.clone()),
+            ]),
+            volume_mode: Some(volume_mode(pv.mode).into()),
+            storage_class_name: Some(pv.class.clone()),
+            persistent_volume_reclaim_policy: Some(pv.reclaim_policy.clone()),
+            node_affinity: Some(affinity(s.ownership, &[])),
+            ..Default::default()
+        }),
+        status: None,
+    }
+}
+
+fn volume_mode(mode: VolumeMode) -> &'static str {
+    match mode {
+        VolumeMode::Block => "Block",
+        VolumeMode::Filesystem => "Filesystem",
     }
 }
 
@@ -122,18 +210,16 @@ fn labels(p: &Publication<'_>) -> BTreeMap<String, String> {
     labels
 }
 
-fn affinity(p: &Publication<'_>) -> VolumeNodeAffinity {
+fn affinity(ownership: &Ownership, selector: &[NodeSelectorTerm]) -> VolumeNodeAffinity {
     let hostname = NodeSelectorTerm {
         match_expressions: Some(vec![NodeSelectorRequirement {
             key: names::HOSTNAME_LABEL.into(),
             operator: "In".into(),
-            values: Some(vec![p.ownership.hostname.clone()]),
+            values: Some(vec![ownership.hostname.clone()]),
         }]),
         match_fields: None,
     };
-    let node_selector_terms = std::iter::once(hostname)
-        .chain(p.class.selector.iter().cloned())
-        .collect();
+    let node_selector_terms = std::iter::once(hostname).chain(selector.iter().cloned()).collect();
     VolumeNodeAffinity {
         required: Some(NodeSelector { node_selector_terms }),
     }

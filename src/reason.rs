@@ -144,10 +144,10 @@ pub enum Held {
     Kept,
     /// Nobody can say whether it was ever bound.
     UnknownUse,
-    /// It was bound when its PV vanished, and its claim may bind again to a PV of that name.
+    /// A claim was bound, or about to be, when its PV was removed, and may bind again to a PV of that name.
     ClaimMayLive(String),
-    /// Its PV, with policy Retain, was deleted: the data is kept.
-    RetainGone,
+    /// Its PV was removed before it was scrubbed; one that stands in for it is being made.
+    RemovedByForce,
     /// A PV that another program made stands for this path.
     ForeignPv(String),
     /// In phase Failed.
@@ -199,7 +199,7 @@ impl Held {
             Self::Kept => "kept",
             Self::UnknownUse => "unknown-use",
             Self::ClaimMayLive(_) => "claim-may-live",
-            Self::RetainGone => "retain-gone",
+            Self::RemovedByForce => "removed-by-force",
             Self::ForeignPv(_) => "foreign-pv",
             Self::PhaseFailed => "phase-failed",
             Self::ForeignFinalizer(_) => "foreign-finalizer",
@@ -255,11 +255,11 @@ impl fmt::Display for Held {
             ),
             Self::ClaimMayLive(claim) => write!(
                 f,
-                "its PV vanished while bound, and claim {claim} may bind to the next PV of that name; delete the claim"
+                "claim {claim} may live, and would bind to the next PV of that name; delete the claim, or, where claims cannot be read and it is known to be gone, set the annotation local-volume-provisioner/retained=scrub"
             ),
-            Self::RetainGone => write!(
+            Self::RemovedByForce => write!(
                 f,
-                "its PV had reclaim policy Retain and was deleted, so the data is kept; take its entry out of the discovery directory (unmount and remove the name) for the grace period, and bring it back once it may be published"
+                "its PV was removed before the volume was scrubbed; a PV that stands in for it is being made"
             ),
             Self::ForeignPv(pv) => write!(
                 f,

@@ -161,11 +161,8 @@ impl Scrubber {
             .block_on(api.get_opt(&self.order.pv.name))
             .map_err(crate::api::WriteError::from)
             .map_err(|error| ScrubError::Held(Held::Unreadable(format!("its PV cannot be read: {error}"))))?;
-        let pv = match (found.as_ref().map(Pv::from), self.order.pv_gone) {
-            (None, true) => return Ok(()),
-            (Some(pv), true) => return Err(changed(&format!("there is a new one, with UID {}", pv.uid))),
-            (None, false) => return Err(changed("it is gone")),
-            (Some(pv), false) => pv,
+        let Some(pv) = found.as_ref().map(Pv::from) else {
+            return Err(changed("it is gone"));
         };
         if pv.uid != self.order.pv.uid {
             return Err(changed("it has another UID"));
@@ -180,7 +177,7 @@ impl Scrubber {
         if !returning {
             return Err(changed("it is not released any more"));
         }
-        let told = self.mode == Mode::Patch && pv.annotation(names::RETAINED) == Some("scrub");
+        let told = (self.mode == Mode::Patch || pv.is_stand_in()) && pv.annotation(names::RETAINED) == Some("scrub");
         if pv.reclaim_policy != "Delete" && !told {
             return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
         }

@@ -257,9 +257,7 @@ impl Daemon {
             now,
         };
         let plan = plan::plan(&inputs(&self.memory));
-        let grace_period = self.settings.limits.grace_period;
-        self.memory
-            .note_observed(&plan, observed, store.cluster(), grace_period, now);
+        self.memory.note_observed(&plan, observed, store.cluster(), now);
         self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
         plan
     }
@@ -475,12 +473,7 @@ impl Daemon {
             }
             Action::ReadClaim(claim) => self.read_claim(claim),
             Action::CreateJob(job) => self.create_job(*job),
-            Action::DeleteJob {
-                pv,
-                job,
-                proves_clean,
-                why,
-            } => self.delete_job(pv, *job, proves_clean, &why),
+            Action::DeleteJob { pv, job, why } => self.delete_job(pv, *job, &why),
         }
     }
 }

@@ -382,19 +382,7 @@ impl World {
     }
 
     fn pass(&mut self) {
-        let before = self.daemon.memory.gone.clone();
         self.daemon.pass(&self.node.observe(&self.key));
-        // The operator took a retained volume out: it is a new one when it comes back.
-        for (path, gone) in before {
-            let operators = gone.usage == Use::Unknown || gone.pv.reclaim_policy != "Delete";
-            let forgotten = !self.daemon.memory.gone.contains_key(&path);
-            if operators
-                && forgotten
-                && let Some(id) = gone.pv.annotation(names::VOLUME_ID)
-            {
-                self.excuse(id.rsplit("disk").next().and_then(|disk| disk.parse().ok()));
-            }
-        }
     }
 
     /// Everything that is under way ends, for a second.
@@ -487,22 +475,20 @@ impl World {
                 self.api.delete_by_hand(&name);
             }
         }
-        let asked = |state: &State| matches!(state, State::Held(Held::RetainGone | Held::UnknownUse));
-        let out: Vec<String> = self
-            .daemon
-            .last
-            .volumes
-            .iter()
-            .filter(|volume| !volume.published && asked(&volume.state))
-            .map(|volume| volume.entry.to_str().unwrap().to_owned())
-            .collect();
-        let slots = self.node.slots.clone();
-        // The names go, and stay away for the grace period.
-        self.node.slots.retain(|slot, _| !out.contains(slot));
-        self.pass();
-        self.tick(61);
-        self.pass();
-        self.node.slots = slots;
+        let asked = |state: &State| {
+            matches!(
+                state,
+                State::Held(Held::RetainDeleting | Held::UnknownUse | Held::Kept | Held::ClaimMayLive(_))
+            )
+        };
+        for volume in self.daemon.last.volumes.clone() {
+            if let (Some(name), true) = (volume.pv, asked(&volume.state)) {
+                self.api.edit(&name, |pv| {
+                    let annotations = pv.metadata.annotations.get_or_insert_default();
+                    annotations.insert(names::RETAINED.into(), "scrub".into());
+                });
+            }
+        }
     }
 
     fn all_are_back(&self) -> bool {

@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::ResourceExt;
 use node::{Node, in_every_world, in_worlds, names, phase};
 use serde_json::json;
@@ -262,15 +263,56 @@ fn a_pv_that_vanishes_by_force_is_held_as_long_as_its_claim_lives() {
         std::fs::write(disk.join("file"), "secret")?;
         node.delete(&pv).await?;
         node.patch(&pv, json!({"metadata": {"finalizers": null}})).await?;
-        node.until("disk1", "the PV is gone", |pv| pv.is_none()).await?;
+        stood_in_for(&node, &pv).await?;
+        // Also by a provisioner that knows nothing but what is in the API.
+        node.stop().await?;
+        node.start().await?;
         node.several_passes().await;
-        ensure!(
-            node.published().await?.is_empty(),
-            "published while its claim may bind again"
-        );
+        let stand_in = stood_in_for(&node, &pv).await?;
         ensure!(names(&disk) == ["file"], "scrubbed while its claim lives");
+        node.event(&stand_in, "VolumeFailedDelete", "claim default/").await?;
         node.release("a").await?;
-        node.again("disk1", &pv).await?;
+        node.again("disk1", &stand_in).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
+/// A PV that is in no circulation stands for the volume of one that was removed by force.
+async fn stood_in_for(node: &Node, pv: &PersistentVolume) -> Result<PersistentVolume> {
+    let is_it = |found: Option<&PersistentVolume>| {
+        found.is_some_and(|found| {
+            let settled = phase(found) == "Released" || found.metadata.deletion_timestamp.is_some();
+            found.uid() != pv.uid() && found.annotations().contains_key("local-volume-provisioner/stand-in") && settled
+        })
+    };
+    let found = node.until("disk1", "a PV stands in for it", is_it).await?;
+    found.context("no PV")
+}
+
+#[test]
+fn a_retained_pv_that_vanishes_by_force_is_held_for_the_operators_word() {
+    in_every_world("retained_vanishes", async |node: Rc<Node>| {
+        let (_, disk, pv) = node.tenant("Retain").await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.release("a").await?;
+        node.until("disk1", "Released", |pv| pv.is_some_and(|pv| phase(pv) == "Released"))
+            .await?;
+        node.delete(&pv).await?;
+        node.patch(&pv, json!({"metadata": {"finalizers": null}})).await.ok();
+        stood_in_for(&node, &pv).await?;
+        node.stop().await?;
+        node.start().await?;
+        node.several_passes().await;
+        let stand_in = stood_in_for(&node, &pv).await?;
+        ensure!(names(&disk) == ["file"], "scrubbed without a word");
+        node.event(&stand_in, "VolumeFailedDelete", "retained=scrub").await?;
+        node.patch(
+            &stand_in,
+            json!({"metadata": {"annotations": {"local-volume-provisioner/retained": "scrub"}}}),
+        )
+        .await?;
+        node.again("disk1", &stand_in).await?;
         ensure!(names(&disk).is_empty());
         Ok(())
     });

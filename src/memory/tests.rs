@@ -2,8 +2,6 @@
 
 use super::*;
 use crate::names;
-use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, Observed};
-use crate::plan::Plan;
 use k8s_openapi::api::core::v1::PersistentVolume;
 
 const NOW: Duration = Duration::from_secs(1000);
@@ -153,13 +151,6 @@ fn a_scrub_of_the_last_release_counts_when_its_pv_ends() {
     assert_eq!(ended_with(scrub("c1", running())), Some(Use::Used));
 
     let mut memory = Memory::default();
-    memory.scrubs.insert("uid".into(), scrub("c0", clean(true)));
-    assert!(
-        after_the_end(memory, &released()).scrubs.is_empty(),
-        "it is scrubbed once more"
-    );
-
-    let mut memory = Memory::default();
     memory.scrubs.insert("uid".into(), scrub("c1", running()));
     let mut memory = after_the_end(memory, &released());
     assert_eq!(memory.scrubs.len(), 1, "it goes on");
@@ -250,58 +241,24 @@ fn that_a_claim_was_absent_says_nothing_about_a_later_one_of_its_name() {
 }
 
 #[test]
-fn a_retained_volume_that_was_seen_to_be_gone_is_a_new_one_when_it_comes_back() {
-    let key = DirectoryKey {
-        class: "fast".into(),
-        host_dir: "/mnt/fast".into(),
-        mount_dir: "/discover".into(),
+fn a_pv_that_ended_is_remembered_until_another_stands_in_for_it() {
+    let mut memory = after_the_end(Memory::default(), &released());
+    let path = released().path;
+    let new = Pv {
+        uid: "new".into(),
+        ..unused()
     };
-    let observed = |directory| Observed {
-        directories: [(key.clone(), directory)].into(),
-        ..Observed::default()
+    memory.note(&[], &cluster(std::slice::from_ref(&new)), &ownership(), NOW);
+    assert_eq!(remembered(&memory), Some(Use::Used), "any other PV says nothing of it");
+    let mut stand_in = new;
+    stand_in.annotations.insert(names::STAND_IN.into(), "used".into());
+    let elsewhere = Pv {
+        path: Some("/mnt/fast/other".into()),
+        ..stand_in.clone()
     };
-    let entry = |kind| {
-        Directory::Read(vec![Entry {
-            name: "vol".into(),
-            kind,
-        }])
-    };
-    for (policy, usage, forgets) in [
-        ("Retain", Use::Used, true),
-        ("Delete", Use::Unknown, true),
-        ("Delete", Use::Used, false),
-    ] {
-        for (directory, absent) in [
-            (Directory::Read(vec![]), true),
-            // A mount that is late after a reboot.
-            (entry(EntryKind::PlainDirectory), false),
-            (entry(EntryKind::Failed("EIO".into())), false),
-            (entry(EntryKind::Unresponsive("open".into())), false),
-            (Directory::Unreadable("EIO".into()), false),
-            (Directory::Missing, false),
-        ] {
-            let mut memory = Memory::default();
-            let pv = Pv {
-                reclaim_policy: policy.into(),
-                ..released()
-            };
-            let gone = GonePv { pv, usage, seen: false };
-            memory.gone.insert("/mnt/fast/vol".into(), gone);
-            let grace = Duration::from_secs(60);
-            let mut look = |directory: &Directory, now| {
-                let seen = observed(directory.clone());
-                memory.note_observed(&Plan::default(), &seen, &cluster(&[]), grace, now);
-                memory.gone.is_empty()
-            };
-            assert!(!look(&directory, NOW), "it may be mounted late");
-            assert!(!look(&directory, NOW + grace), "it may be mounted late");
-            assert!(!look(&entry(EntryKind::SymlinkToDirectory), NOW + grace));
-            assert!(!look(&directory, NOW + grace), "without any patience");
-            assert_eq!(
-                look(&directory, NOW + 2 * grace),
-                forgets && absent,
-                "{policy} {usage:?} {directory:?}"
-            );
-        }
-    }
+    memory.note(&[], &cluster(&[elsewhere]), &ownership(), NOW);
+    assert_eq!(remembered(&memory), Some(Use::Used));
+    stand_in.path = path;
+    memory.note(&[], &cluster(&[stand_in]), &ownership(), NOW);
+    assert_eq!(remembered(&memory), None);
 }

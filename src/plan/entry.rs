@@ -2,21 +2,16 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::capacity;
-use crate::cluster::{Phase, Use};
 use crate::config::{Class, VolumeMode};
-use crate::memory::{ClaimState, GonePv};
+use crate::memory::{GonePv, ScrubState};
 use crate::names;
 use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
 use crate::pv;
 use crate::reason::{Held, Ignored};
 
 use super::{Action, Planner, State, Volume};
-
-/// How long a reading of a claim counts while its end is waited for.
-pub(super) const CLAIM_READING: Duration = Duration::from_secs(5);
 
 impl<'a> Planner<'a> {
     /// Judges every entry of a class's directory that no PV stands for.
@@ -56,17 +51,16 @@ impl<'a> Planner<'a> {
                     )))
                 };
             } else {
-                self.unpublished(class, &key, entry, &path, &mut volume);
+                self.unpublished(class, entry, &path, &mut volume);
             }
             self.plan.volumes.push(volume);
         }
     }
 
-    fn unpublished(&mut self, class: &'a Class, key: &DirectoryKey, entry: &Entry, path: &Path, volume: &mut Volume) {
+    fn unpublished(&mut self, class: &'a Class, entry: &Entry, path: &Path, volume: &mut Volume) {
         // Whatever a former tenant has made of it: it is to be scrubbed, not judged as a new volume.
         if let Some(gone) = self.i.memory.gone.get(path) {
-            volume.pv = Some(gone.pv.name.clone());
-            volume.state = self.gone(&gone.clone(), key, entry);
+            self.gone(gone, path, volume);
             return;
         }
         let name = match judge(class, entry) {
@@ -161,43 +155,38 @@ impl<'a> Planner<'a> {
             .map(|mount| format!("pod {} has it mounted (as PV {})", mount.pod_uid, mount.pv))
     }
 
-    /// A volume whose PV ended although it was not let go.
-    fn gone(&mut self, gone: &GonePv, key: &DirectoryKey, entry: &Entry) -> State {
-        if gone.usage == Use::Unknown {
-            return State::Held(Held::UnknownUse);
-        }
-        // The claim of one that was released is gone; any other may live.
-        if !matches!(gone.pv.phase, Phase::Released | Phase::Failed)
-            && let Some(held) = self.claim_may_live(gone)
+    /// A volume whose PV ended although it was not let go. After a restart nothing is known of it but what is in the API:
+    /// so a PV is made that stands in for the one that ended, and the volume goes its way under that.
+    fn gone(&mut self, gone: &GonePv, path: &Path, volume: &mut Volume) {
+        if let Some(scrub) = self.i.memory.scrubs.get(&gone.pv.uid)
+            && matches!(scrub.state, ScrubState::Running)
         {
-            return State::Held(held);
+            self.plan.actions.push(Action::AbortScrub {
+                uid: gone.pv.uid.clone(),
+                why: "its PV was removed".into(),
+            });
         }
-        if gone.pv.reclaim_policy != "Delete" {
-            return State::Held(Held::RetainGone);
+        let is_taken = |name: &str| self.names.contains_key(name) || self.i.cluster.names_taken.contains(name);
+        let name = match gone.pv.name.clone() {
+            name if is_taken(&name) => names::long_pv_name(path, &self.i.node.name, &gone.pv.class),
+            name => name,
+        };
+        volume.pv = Some(name.clone());
+        if is_taken(&name) {
+            volume.state = State::Held(Held::ForeignPv(name));
+            return;
         }
-        self.scrub_step(&gone.pv, true, key, &super::Sight::Entry(entry), |_, _| {})
-    }
-
-    /// A Lost claim binds again to the next PV of that name: nothing is done until the claim is known to be gone.
-    fn claim_may_live(&mut self, gone: &GonePv) -> Option<Held> {
-        let claim = gone.pv.claim.clone().filter(|claim| !claim.uid.is_empty())?;
-        let held = Held::ClaimMayLive(claim.to_string());
-        let reading = self.i.memory.claim(&claim);
-        let fresh = reading.filter(|reading| self.i.now < reading.at + CLAIM_READING);
-        match fresh {
-            Some(reading) => match &reading.state {
-                ClaimState::Absent => None,
-                ClaimState::Present { uid, .. } if *uid != claim.uid => None,
-                ClaimState::Present { .. } | ClaimState::Unreadable(_) => {
-                    self.wake(reading.at + CLAIM_READING);
-                    Some(held)
-                }
-            },
-            None => {
-                self.act(&format!("claim {claim}"), Action::ReadClaim(claim));
-                Some(held)
-            }
-        }
+        volume.state = State::Held(Held::RemovedByForce);
+        self.names.insert(name.clone(), Some(path.to_owned()));
+        let object = pv::stand_in(&pv::StandIn {
+            name: &name,
+            gone,
+            config: self.i.config,
+            node: self.i.node,
+            ownership: self.i.ownership,
+            mode: self.i.mode,
+        });
+        self.act(&name, Action::Create(Box::new(object)));
     }
 }
 

@@ -13,7 +13,6 @@ impl Planner<'_> {
     pub(super) fn job_step(
         &mut self,
         pv: &Pv,
-        gone: bool,
         key: &DirectoryKey,
         sight: &Sight<'_>,
         then: impl FnOnce(&mut Self, &Pv),
@@ -50,26 +49,16 @@ impl Planner<'_> {
                     self.delete_job(&pv.name, job, "the volume is in use again");
                     return State::Held(Held::InUse(user));
                 }
-                if gone {
-                    // Its end is what is remembered of a PV that is gone: the volume is clean.
-                    self.end_job(&pv.name, job, true, "it has cleaned the volume of a PV that is gone");
-                } else {
-                    then(self, pv);
-                }
+                then(self, pv);
                 State::Released
             }
         }
     }
 
     fn delete_job(&mut self, pv: &str, job: &CleaningJob, why: &str) {
-        self.end_job(pv, job, false, why);
-    }
-
-    fn end_job(&mut self, pv: &str, job: &CleaningJob, proves_clean: bool, why: &str) {
         let action = Action::DeleteJob {
             pv: pv.to_owned(),
             job: Box::new(job.clone()),
-            proves_clean,
             why: why.to_owned(),
         };
         self.act(pv, action);

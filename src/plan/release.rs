@@ -1,9 +1,11 @@
 //! PVs on their way back: released and terminating ones, and when they may be scrubbed and let go.
 
-use crate::cluster::{Mode, Phase, Pv, Use};
+use std::time::Duration;
+
+use crate::cluster::{ClaimRef, Mode, Phase, Pv, Use};
 use crate::config::{Cleaner, VolumeMode};
 use crate::identity::{Comparison, VolumeId};
-use crate::memory::{ClaimState, Scrub, ScrubState};
+use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState};
 use crate::names;
 use crate::observed::{Directory, DirectoryKey, EntryKind, HostView};
 use crate::reason::Held;
@@ -11,6 +13,9 @@ use crate::reason::Held;
 use super::storage::{Match, not_a_volume, seen_id};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
+
+/// How long a reading of a claim counts while its end is waited for.
+const CLAIM_READING: Duration = Duration::from_secs(5);
 
 /// What a scrub is of.
 pub(super) enum Medium {
@@ -108,50 +113,88 @@ impl Planner<'_> {
             self.hold_notice(pv, &held);
             return State::Held(held);
         }
+        if self.usage(pv) == Use::Unused {
+            self.let_go(pv, "never used");
+            return State::Released;
+        }
+        self.returning(pv, key, sight, Self::let_go)
+    }
+
+    /// Stands in for a PV that was removed before its volume was scrubbed, and goes the way that that one would have
+    /// gone: never into circulation.
+    pub(super) fn stand_in(&mut self, pv: &Pv, key: Option<&DirectoryKey>, sight: &Sight<'_>) -> State {
+        if self.i.mode == Mode::Patch && !pv.is_leaving() {
+            let patch = self.upkeep(pv, None, Use::Used);
+            if patch.is_empty() {
+                self.delete(pv, false, "it only stands in for a PV that was removed by force");
+            } else {
+                self.patch(pv, patch, false, "before it is deleted");
+            }
+            return State::Released;
+        }
+        if pv.phase != Phase::Released {
+            return State::Released; // kube-controller-manager has not looked at it yet.
+        }
+        self.returning(pv, key, sight, |planner, pv, why| planner.delete(pv, true, why))
+    }
+
+    /// What becomes of a volume whose PV does not go back into circulation: by its use, its policy and the operator's
+    /// word; `then` lets the PV go.
+    fn returning(
+        &mut self,
+        pv: &Pv,
+        key: Option<&DirectoryKey>,
+        sight: &Sight<'_>,
+        then: impl Fn(&mut Self, &Pv, &str),
+    ) -> State {
         let word = match pv.annotation(names::RETAINED) {
             Some("scrub") => Word::Scrub,
             Some("keep") => Word::Keep,
             _ => Word::Nothing,
         };
-        let may_scrub = match (self.usage(pv), pv.reclaim_policy.as_str()) {
-            (Use::Unused, _) => {
-                self.let_go(pv, "never used");
-                return State::Released;
-            }
-            (Use::Unknown, _) => Err(Held::UnknownUse),
-            (Use::Used, "Delete") => Ok(()),
-            (Use::Used, "Retain") => Err(Held::RetainDeleting),
-            (Use::Used, policy) => Err(Held::UnsupportedPolicy(policy.to_owned())),
+        let mut held = match (self.usage(pv), pv.reclaim_policy.as_str()) {
+            (Use::Unknown, _) => Some(Held::UnknownUse),
+            (_, "Delete") => None,
+            (_, "Retain") => Some(Held::RetainDeleting),
+            (_, policy) => Some(Held::UnsupportedPolicy(policy.to_owned())),
         };
-        if matches!(word, Word::Keep) {
-            return self.kept(pv, sight);
+        match word {
+            Word::Keep => return self.kept(pv, sight, then),
+            Word::Scrub => held = None,
+            Word::Nothing => {}
         }
-        if let Err(held) = may_scrub {
-            match word {
-                Word::Scrub => {}
-                Word::Keep | Word::Nothing => {
-                    self.hold_notice(pv, &held);
-                    return State::Held(held);
-                }
-            }
-        }
-        let running = self.i.memory.scrubs.get(&pv.uid).map(|scrub| &scrub.state);
-        if !matches!(running, Some(ScrubState::Running))
-            && let Some(held) = self.bind_under_way(pv)
-        {
+        if let Some(held) = held {
+            self.hold_notice(pv, &held);
             return State::Held(held);
         }
-        self.clean_up(pv, key, sight, |planner, pv| planner.let_go(pv, "scrubbed"))
+        let running = self.i.memory.scrubs.get(&pv.uid).map(|scrub| &scrub.state);
+        if !matches!(running, Some(ScrubState::Running)) {
+            if let Some(held) = self.bind_under_way(pv) {
+                return State::Held(held);
+            }
+            if let Some(claim) = pv.last_claim()
+                && let Some(held) = self.claim_may_live(claim.clone(), |claim, uid, _| *uid == claim.uid)
+                && !(matches!(word, Word::Scrub) && self.is_unreadable(&claim))
+            {
+                self.hold_notice(pv, &held);
+                return State::Held(held);
+            }
+        }
+        self.clean_up(pv, key, sight, |planner, pv| then(planner, pv, "scrubbed"))
     }
 
     /// `retained=keep`: the PV goes once the entry has gone with its data, so that nobody is given the data.
-    fn kept(&mut self, pv: &Pv, sight: &Sight<'_>) -> State {
+    fn kept(&mut self, pv: &Pv, sight: &Sight<'_>, then: impl Fn(&mut Self, &Pv, &str)) -> State {
         // A mount that is late after a reboot shows as a plain directory, a disk as a dangling link: the name is what counts.
         if matches!(sight, Sight::Absent) && self.is_taken_out(pv) {
             let since = self.i.memory.missing_since.get(&pv.uid).copied().unwrap_or(self.i.now);
             let due = since + self.i.limits.grace_period;
             if due <= self.i.now {
-                self.let_go(pv, "its data was kept, and it was taken out of the discovery directory");
+                then(
+                    self,
+                    pv,
+                    "its data was kept, and it was taken out of the discovery directory",
+                );
             } else {
                 self.wake(due);
             }
@@ -188,22 +231,39 @@ impl Planner<'_> {
             .claim
             .clone()
             .filter(|claim| pv.phase == Phase::Available && !claim.uid.is_empty())?;
-        let reading = self.i.memory.claim(&claim).cloned();
-        let fresh = reading.filter(|reading| self.i.now < reading.at + super::entry::CLAIM_READING);
+        self.claim_may_live(claim, |claim, uid, volume_name| {
+            *uid == claim.uid && volume_name == pv.name
+        })
+    }
+
+    /// The hold while a claim exists, by `is_it`: its UID and the volume that it names. A Lost claim binds again to the
+    /// next PV of that name.
+    fn claim_may_live(&mut self, claim: ClaimRef, is_it: impl Fn(&ClaimRef, &str, &str) -> bool) -> Option<Held> {
         let held = Held::ClaimMayLive(claim.to_string());
-        let Some(reading) = fresh else {
+        let Some(reading) = self.claim_reading(&claim) else {
             self.act(&format!("claim {claim}"), Action::ReadClaim(claim));
             return Some(held);
         };
-        let names_this = match &reading.state {
+        let lives = match &reading.state {
             ClaimState::Absent => false,
-            ClaimState::Present { uid, volume_name } => *uid == claim.uid && *volume_name == pv.name,
+            ClaimState::Present { uid, volume_name } => is_it(&claim, uid, volume_name),
             ClaimState::Unreadable(_) => true,
         };
-        if names_this {
-            self.wake(reading.at + super::entry::CLAIM_READING);
+        if lives {
+            self.wake(reading.at + CLAIM_READING);
         }
-        names_this.then_some(held)
+        lives.then_some(held)
+    }
+
+    fn claim_reading(&self, claim: &ClaimRef) -> Option<&ClaimReading> {
+        let reading = self.i.memory.claim(claim);
+        reading.filter(|reading| self.i.now < reading.at + CLAIM_READING)
+    }
+
+    /// Where claims cannot be read nobody but the operator knows.
+    fn is_unreadable(&self, claim: &ClaimRef) -> bool {
+        let reading = self.claim_reading(claim);
+        reading.is_some_and(|reading| matches!(reading.state, ClaimState::Unreadable(_)))
     }
 
     /// Removes our finalizer.
@@ -237,7 +297,7 @@ impl Planner<'_> {
             self.hold_notice(pv, &Held::Unreadable((*call).to_owned()));
             return State::Unresponsive((*call).to_owned());
         }
-        let state = self.scrub_step(pv, false, key, sight, then);
+        let state = self.scrub_step(pv, key, sight, then);
         if let State::Held(held) = &state
             && !matches!(held, Held::Resting(_))
         {
@@ -250,7 +310,6 @@ impl Planner<'_> {
     pub(super) fn scrub_step(
         &mut self,
         pv: &Pv,
-        gone: bool,
         key: &DirectoryKey,
         sight: &Sight<'_>,
         then: impl FnOnce(&mut Self, &Pv),
@@ -262,7 +321,7 @@ impl Planner<'_> {
                 last_hold,
                 ..
             }) => {
-                if let Some(held) = last_hold.clone().filter(|_| !gone) {
+                if let Some(held) = last_hold.clone() {
                     self.hold_notice(pv, &held); // It stands until this try has ended well.
                 }
                 return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
@@ -271,13 +330,13 @@ impl Planner<'_> {
                 state: ScrubState::Clean { at, settled, .. },
                 ..
             }) => {
-                return self.clean(pv, gone, key, sight, *at, *settled, then);
+                return self.clean(pv, key, sight, *at, *settled, then);
             }
             Some(Scrub {
                 state: ScrubState::Failed { error, .. },
                 failures,
                 ..
-            }) if !gone && *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
+            }) if *failures >= self.i.limits.scrub_retries && !self.told_to_retry(pv) => {
                 return State::Held(Held::Quarantined {
                     error: error.clone(),
                     failures: *failures,
@@ -306,11 +365,11 @@ impl Planner<'_> {
         if self.i.config.use_job_for_cleaning
             && matches!(sight, Sight::Entry(entry) if matches!(entry.kind, EntryKind::Device(_)))
         {
-            return self.job_step(pv, gone, key, sight, then);
+            return self.job_step(pv, key, sight, then);
         }
         match self.may_scrub(pv, sight) {
             Err(held) => State::Held(held),
-            Ok(medium) => self.order(pv, gone, key, sight, medium),
+            Ok(medium) => self.order(pv, key, sight, medium),
         }
     }
 
@@ -334,10 +393,9 @@ impl Planner<'_> {
     fn clean(
         &mut self,
         pv: &Pv,
-        gone: bool,
         key: &DirectoryKey,
         sight: &Sight<'_>,
-        at: std::time::Duration,
+        at: Duration,
         settled: bool,
         then: impl FnOnce(&mut Self, &Pv),
     ) -> State {
@@ -351,7 +409,7 @@ impl Planner<'_> {
             }
             return match self.may_scrub(pv, sight) {
                 Err(held) => State::Held(held),
-                Ok(medium) => self.order(pv, gone, key, sight, medium),
+                Ok(medium) => self.order(pv, key, sight, medium),
             };
         }
         // A pod's mount that came up since would write into the next tenant's volume.
@@ -454,7 +512,7 @@ impl Planner<'_> {
         }
     }
 
-    fn order(&mut self, pv: &Pv, gone: bool, key: &DirectoryKey, sight: &Sight<'_>, medium: Medium) -> State {
+    fn order(&mut self, pv: &Pv, key: &DirectoryKey, sight: &Sight<'_>, medium: Medium) -> State {
         let (kind, command) = match medium {
             Medium::Filesystem => (ScrubKind::Filesystem, Vec::new()),
             Medium::Device => match self.device_cleaner(pv) {
@@ -468,8 +526,8 @@ impl Planner<'_> {
         self.slots -= 1;
         match self.i.memory.scrubs.get(&pv.uid).map(|scrub| scrub.last_hold.clone()) {
             None => self.start_notice(pv),
-            Some(Some(held)) if !gone => self.hold_notice(pv, &held),
-            Some(_) => {}
+            Some(Some(held)) => self.hold_notice(pv, &held),
+            Some(None) => {}
         }
         let seen = match sight {
             Sight::Entry(entry) => seen_id(&entry.kind).cloned(),
@@ -486,7 +544,6 @@ impl Planner<'_> {
         };
         let order = ScrubOrder {
             pv: PvRef::from(pv),
-            pv_gone: gone,
             claim_uid: pv.claim_uid().map(str::to_owned),
             directory: key.clone(),
             entry: pv.entry().unwrap_or_default().to_owned(),

@@ -23,7 +23,7 @@ impl Planner<'_> {
             finalizers.push(names::FINALIZER.into());
             patch.finalizers = Some(finalizers);
         }
-        if let Some(uid) = pv.claim_uid()
+        if let Some(uid) = pv.claim_uid().filter(|uid| *uid != names::NO_CLAIM)
             && pv.annotation(names::USED).is_none()
         {
             patch.annotations.insert(names::USED.into(), Some(uid.to_owned()));

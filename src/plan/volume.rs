@@ -15,8 +15,14 @@ impl Planner<'_> {
         self.occupy(pv, false);
         self.abort_outdated(pv);
         let (key, sight) = self.sight(pv);
+        if pv.is_stand_in() && pv.phase != Phase::Bound {
+            let message = "its predecessor was removed before the volume was scrubbed: this PV stands in for it, and goes when the volume is clean".to_owned();
+            self.notice(pv, Severity::Warning, "RemovedByForce", message);
+        }
         let (state, warning) = if pv.deleting {
             (self.terminating(pv, key.as_ref(), &sight), None)
+        } else if pv.is_stand_in() && pv.phase != Phase::Bound {
+            (self.stand_in(pv, key.as_ref(), &sight), None)
         } else {
             match (pv.phase, &pv.claim) {
                 (Phase::Available | Phase::Pending, None) => self.free(pv, &sight),

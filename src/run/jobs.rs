@@ -24,18 +24,13 @@ impl Daemon {
         });
     }
 
-    pub(super) fn delete_job(&mut self, pv: String, job: CleaningJob, proves_clean: bool, why: &str) {
+    pub(super) fn delete_job(&mut self, pv: String, job: CleaningJob, why: &str) {
         info!(%pv, job = %job.name, %why, "deleting cleaning Job");
         let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
         self.call(&pv.clone(), async move {
             let result = api::delete_job(&client, &namespace, &job).await;
             let job = Box::new(job);
-            Done::DeletedJob {
-                pv,
-                job,
-                proves_clean,
-                result,
-            }
+            Done::DeletedJob { pv, job, result }
         });
     }
 
@@ -51,13 +46,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn job_deleted(
-        &mut self,
-        pv: &str,
-        job: &CleaningJob,
-        proves_clean: bool,
-        result: Result<(), WriteError>,
-    ) {
+    pub(super) fn job_deleted(&mut self, pv: &str, job: &CleaningJob, result: Result<(), WriteError>) {
         self.memory.in_flight.remove(pv);
         match result {
             Ok(()) | Err(WriteError::Absent) => {}
@@ -66,10 +55,6 @@ impl Daemon {
         }
         self.memory.retries.remove(pv);
         self.count_job(pv, job);
-        if proves_clean {
-            // No other success does: of an earlier release, or of a volume that is in use again.
-            self.memory.gone_and_clean(&job.pv_uid);
-        }
     }
 
     /// A Job that has ended is counted when it goes: once.

@@ -63,7 +63,6 @@ pub(super) enum Done {
     DeletedJob {
         pv: String,
         job: Box<CleaningJob>,
-        proves_clean: bool,
         result: Result<(), WriteError>,
     },
 }
@@ -115,12 +114,7 @@ impl Daemon {
             }
             Done::Mode(result) => self.take_mode(result),
             Done::MadeJob { pv, result } => self.job_made(&pv, result),
-            Done::DeletedJob {
-                pv,
-                job,
-                proves_clean,
-                result,
-            } => self.job_deleted(&pv, &job, proves_clean, result),
+            Done::DeletedJob { pv, job, result } => self.job_deleted(&pv, &job, result),
         }
     }
 
@@ -308,10 +302,6 @@ impl Daemon {
                     stamp: clean.stamp,
                     settled: clean.settled,
                 };
-                if clean.settled && order.pv_gone {
-                    self.memory.gone_and_clean(uid);
-                    self.memory.scrubs.remove(uid);
-                }
             }
             Err(ScrubError::Held(held)) => {
                 debug!(pv = %name, %held, "scrub held back");

@@ -145,7 +145,7 @@ impl Daemon {
         };
         let plan = plan(&inputs);
         self.memory
-            .note_observed(&plan, observed, self.store.cluster(), Duration::from_secs(60), self.now);
+            .note_observed(&plan, observed, self.store.cluster(), self.now);
         self.last = plan.clone();
         for action in plan.actions {
             self.begin(action);
@@ -248,10 +248,6 @@ impl Daemon {
                     stamp: None,
                     settled: true,
                 };
-                if order.pv_gone {
-                    self.memory.gone_and_clean(&uid);
-                    self.memory.scrubs.remove(&uid);
-                }
             }
             Err(Some(held)) => {
                 scrub.held_back += 1;
@@ -388,11 +384,10 @@ fn scrub(order: &ScrubOrder, mode: Mode, api: &Api, node: &mut Node) -> Result<(
     }
     let pv = api.pvs.get(&order.pv.name).map(Pv::from);
     let returning = match &pv {
-        None => order.pv_gone,
+        None => false,
         Some(pv) => {
-            let told = mode == Mode::Patch && pv.annotation(names::RETAINED) == Some("scrub");
-            !order.pv_gone
-                && pv.uid == order.pv.uid
+            let told = (mode == Mode::Patch || pv.is_stand_in()) && pv.annotation(names::RETAINED) == Some("scrub");
+            pv.uid == order.pv.uid
                 && pv.claim_uid() == order.claim_uid.as_deref()
                 && (pv.reclaim_policy == "Delete" || told)
                 && match mode {

@@ -271,8 +271,7 @@ fn a_missing_volume_that_comes_back_is_available_again() {
     w.entry("vol", mount("a"));
     w.expect(&[], &["vol available"], &[]);
     let plan = w.plan();
-    w.memory
-        .note_observed(&plan, &w.observed, &w.cluster, w.limits.grace_period, w.now);
+    w.memory.note_observed(&plan, &w.observed, &w.cluster, w.now);
     assert!(w.memory.missing_since.is_empty(), "the grace period starts anew");
 }
 

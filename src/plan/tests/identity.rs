@@ -1,7 +1,7 @@
 //! What is at a PV's path against what was published there.
 
 use super::world::*;
-use crate::cluster::{Mode, Use};
+use crate::cluster::Mode;
 use crate::names;
 
 #[test]
@@ -153,16 +153,6 @@ fn what_came_after_volatile_storage_went_with_a_reboot_is_scrubbed_if_it_may_hav
         .released()
         .annotated(names::VOLUME_ID, "volatile boot=boot-2 uuid=a"));
     w.expect(&[], &["vol held wrong-storage"], &["pv-vol VolumeFailedDelete"]);
-}
-
-#[test]
-fn what_came_after_volatile_storage_is_scrubbed_for_a_pv_that_is_gone() {
-    let mut w = world();
-    let pv = available("vol", "a").annotated(names::VOLUME_ID, "volatile boot=boot-1 uuid=a");
-    w.gone(pv.released(), Use::Used);
-    w.entry("vol", mount_with("b", |m| m.id = Ok(id("volatile boot=boot-2 uuid=b"))));
-    assert_eq!(w.states(), ["vol scrubbing"]);
-    w.expect_actions(&["scrub of gone pv-vol (files, volatile boot=boot-2 uuid=b)"]);
 }
 
 #[test]

@@ -99,29 +99,3 @@ fn a_job_on_a_volume_in_circulation_is_ended_and_a_foreign_one_is_not() {
         assert_eq!(w.actions(), Vec::<String>::new());
     }
 }
-
-#[test]
-fn only_the_job_of_the_last_release_proves_the_volume_of_a_gone_pv_clean() {
-    let proofs = |w: &World| -> Vec<bool> {
-        let proof = |action: &crate::plan::Action| match action {
-            crate::plan::Action::DeleteJob { proves_clean, .. } => Some(*proves_clean),
-            _ => None,
-        };
-        w.plan().actions.iter().filter_map(proof).collect()
-    };
-    let mut w = world();
-    w.config.use_job_for_cleaning = true;
-    let pv = available_in("raw", "disk", "device wwn=a").released();
-    let claim = pv.claim_uid().map(str::to_owned);
-    w.gone(pv, crate::cluster::Use::Used);
-    w.entry_of("raw", "disk", disk_with("a", |d| d.users = None));
-    let mut done = job("pv-disk", "uid-disk", JobProgress::Succeeded);
-    done.claim_uid = Some("earlier".into());
-    w.job("pv-disk", done.clone());
-    assert_eq!(proofs(&w), [false], "of an earlier release");
-    done.claim_uid = claim;
-    w.job("pv-disk", done);
-    assert_eq!(proofs(&w), [true]);
-    w.pod("pv-disk", 0, "/");
-    assert_eq!(proofs(&w), [false], "in use again");
-}

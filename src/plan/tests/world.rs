@@ -181,9 +181,7 @@ impl World {
 
     /// This process remembers that the PV ended without being let go.
     pub(super) fn gone(&mut self, pv: Pv, usage: Use) -> &mut Self {
-        self.memory
-            .gone
-            .insert(pv.path.clone().unwrap(), GonePv { pv, usage, seen: true });
+        self.memory.gone.insert(pv.path.clone().unwrap(), GonePv { pv, usage });
         self
     }
 
@@ -268,7 +266,7 @@ impl World {
     }
 }
 
-fn owned(words: &[&str]) -> Vec<String> {
+pub(super) fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -276,7 +274,9 @@ fn in_words(action: &Action) -> String {
     match action {
         Action::Create(pv) => {
             let local = pv.spec.as_ref().and_then(|spec| spec.local.as_ref());
-            format!("create {}", local.unwrap().path)
+            let stand_in = Pv::from(pv.as_ref()).is_stand_in();
+            let what = if stand_in { "stand-in " } else { "" };
+            format!("create {what}{}", local.unwrap().path)
         }
         Action::Patch { pv, patch, lets_go, .. } => {
             let verb = if *lets_go { "let go" } else { "patch" };
@@ -290,9 +290,8 @@ fn in_words(action: &Action) -> String {
                 ScrubKind::Filesystem => "files",
                 device => device.word(),
             };
-            let gone = if order.pv_gone { " of gone" } else { "" };
             let expected = order.expected.as_ref().map_or("any".into(), ToString::to_string);
-            format!("scrub{gone} {} ({kind}, {expected})", order.pv.name)
+            format!("scrub {} ({kind}, {expected})", order.pv.name)
         }
         Action::AbortScrub { uid, .. } => format!("abort {uid}"),
         Action::ReadClaim(claim) => format!("read {claim}"),
