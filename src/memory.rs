@@ -83,8 +83,10 @@ pub enum ClaimState {
         /// `spec.volumeName`, empty if unset.
         volume_name: String,
     },
-    /// It could not be read.
+    /// It could not be read, this time.
     Unreadable(String),
+    /// Reading claims is not permitted.
+    Forbidden(String),
 }
 
 /// A scrub of one PV's volume.

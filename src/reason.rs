@@ -255,7 +255,7 @@ impl fmt::Display for Held {
             ),
             Self::ClaimMayLive(claim) => write!(
                 f,
-                "claim {claim} may live, and would bind to the next PV of that name; delete the claim, or, where claims cannot be read and it is known to be gone, set the annotation local-volume-provisioner/retained=scrub"
+                "claim {claim} may live, and would bind to the next PV of that name; delete the claim, or, where claims may not be read and it is known to be gone, set the annotation local-volume-provisioner/retained=scrub"
             ),
             Self::RemovedByForce => write!(
                 f,

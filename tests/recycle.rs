@@ -93,15 +93,20 @@ fn a_retained_volume_whose_pv_is_deleted_keeps_its_data_until_the_operator_decid
             node.again("disk1", &pv).await?;
             ensure!(names(&disk).is_empty());
         } else {
-            ensure!(node.published().await?.is_empty(), "published with somebody's data");
-            // Taking it out of the directory and putting something back is the operator's word.
+            let stand_in = stood_in_for(&node, &pv).await?;
+            node.event(&stand_in, "VolumeFailedDelete", "retained=scrub").await?;
+            let keep = json!({"metadata": {"annotations": {"local-volume-provisioner/retained": "keep"}}});
+            node.patch(&stand_in, keep).await?;
             mounts::unmount(&disk)?;
             node.several_passes().await;
-            ensure!(node.published().await?.is_empty(), "a mount may be late");
+            ensure!(
+                node.published().await?["disk1"].uid() == stand_in.uid(),
+                "a mount may be late"
+            );
             std::fs::remove_dir(&disk)?;
-            node.several_passes().await;
+            node.until("disk1", "let go", |pv| pv.is_none()).await?;
             node.tmpfs(&class, "disk1")?;
-            node.again("disk1", &pv).await?;
+            node.again("disk1", &stand_in).await?;
         }
         Ok(())
     });

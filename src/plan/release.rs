@@ -174,7 +174,7 @@ impl Planner<'_> {
             }
             if let Some(claim) = pv.last_claim()
                 && let Some(held) = self.claim_may_live(claim.clone(), |claim, uid, _| *uid == claim.uid)
-                && !(matches!(word, Word::Scrub) && self.is_unreadable(&claim))
+                && !(matches!(word, Word::Scrub) && self.is_kept_secret(&claim))
             {
                 self.hold_notice(pv, &held);
                 return State::Held(held);
@@ -247,7 +247,7 @@ impl Planner<'_> {
         let lives = match &reading.state {
             ClaimState::Absent => false,
             ClaimState::Present { uid, volume_name } => is_it(&claim, uid, volume_name),
-            ClaimState::Unreadable(_) => true,
+            ClaimState::Unreadable(_) | ClaimState::Forbidden(_) => true,
         };
         if lives {
             self.wake(reading.at + CLAIM_READING);
@@ -260,10 +260,10 @@ impl Planner<'_> {
         reading.filter(|reading| self.i.now < reading.at + CLAIM_READING)
     }
 
-    /// Where claims cannot be read nobody but the operator knows.
-    fn is_unreadable(&self, claim: &ClaimRef) -> bool {
+    /// Where claims may not be read nobody but the operator knows.
+    fn is_kept_secret(&self, claim: &ClaimRef) -> bool {
         let reading = self.claim_reading(claim);
-        reading.is_some_and(|reading| matches!(reading.state, ClaimState::Unreadable(_)))
+        reading.is_some_and(|reading| matches!(reading.state, ClaimState::Forbidden(_)))
     }
 
     /// Removes our finalizer.

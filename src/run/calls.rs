@@ -110,7 +110,10 @@ impl Daemon {
                     uid: found.metadata.uid.unwrap_or_default(),
                     volume_name: found.spec.and_then(|spec| spec.volume_name).unwrap_or_default(),
                 },
-                Err(err) => ClaimState::Unreadable(WriteError::from(err).to_string()),
+                Err(err) => match WriteError::from(err) {
+                    err @ WriteError::Forbidden(_) => ClaimState::Forbidden(err.to_string()),
+                    err => ClaimState::Unreadable(err.to_string()),
+                },
             };
             Done::ReadClaim { claim, state }
         });

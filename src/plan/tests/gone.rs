@@ -207,14 +207,16 @@ fn a_claim_that_lives_or_cannot_be_read_holds_its_volume() {
         uid: uid.into(),
         volume_name: "pv-vol".into(),
     };
-    let unreadable = || ClaimState::Unreadable("403".into());
+    let unreadable = || ClaimState::Unreadable("503".into());
     let held: (&[&str], _) = (&[], "vol held claim-may-live");
     let scrubs: (&[&str], _) = (&[SCRUB], "vol scrubbing");
     for (state, word, (actions, held)) in [
         (present("c1"), "", held),
         (present("c1"), "scrub", held),
         (unreadable(), "", held),
-        (unreadable(), "scrub", scrubs),
+        (unreadable(), "scrub", held),
+        (ClaimState::Forbidden("403".into()), "", held),
+        (ClaimState::Forbidden("403".into()), "scrub", scrubs),
         (ClaimState::Absent, "", scrubs),
         (present("c2"), "", scrubs),
     ] {
