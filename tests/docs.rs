@@ -333,6 +333,28 @@ fn links_lead_somewhere() {
     assert!(links > 20, "only {links} links found");
 }
 
+/// Every row of docs/safety.md names tests, as `file: name`, that there are.
+#[test]
+fn safety_is_shown_by_tests() {
+    let markdown = text("docs/safety.md");
+    let mut tests = 0;
+    for line in markdown.lines().filter(|line| line.starts_with("| ")) {
+        let shown = line.trim_end_matches('|').rsplit('|').next().unwrap();
+        if shown.trim() == "shown by" {
+            continue;
+        }
+        let named = quoted(shown);
+        assert!(!named.is_empty(), "no test is named: {line}");
+        for test in named {
+            let (file, name) = test.split_once(": ").expect(line);
+            let source = fs::read_to_string(top().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(source.contains(&format!("fn {name}(")), "{file} has no test {name}");
+            tests += 1;
+        }
+    }
+    assert!(tests > 50, "only {tests} tests found");
+}
+
 #[test]
 fn tables_are_whole() {
     for document in documents() {
