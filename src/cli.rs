@@ -231,28 +231,36 @@ fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
 }
 
 fn log_to_stderr(v: u8, format: LogFormat) {
-    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::prelude::*;
     let level = match v {
-        0..=3 => "info",
-        4..=5 => "debug",
-        _ => "trace",
+        0..=3 => LevelFilter::INFO,
+        4..=5 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     // The client logs every refused request as an error, and so do we, with what follows from it.
-    let fallback = || {
-        EnvFilter::new(format!(
-            "{level},kube_client=off,hyper=info,hyper_util=info,rustls=info,tower=info"
-        ))
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| fallback());
+    let quiet = ["hyper", "hyper_util", "rustls", "tower"].map(|name| (name, LevelFilter::INFO));
+    let mut filter = Targets::new()
+        .with_default(level)
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_targets(quiet);
+    match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => match text.parse() {
+            Ok(asked) => filter = asked,
+            Err(error) => eprintln!("RUST_LOG={text:?} is not used: {error}"),
+        },
+        _ => {}
+    }
     let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_target(false);
     match format {
-        LogFormat::Text => logs
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            logs.with_ansi(colours).finish().with(filter).init();
+        }
+        LogFormat::Json => logs.json().finish().with(filter).init(),
     }
 }
 
