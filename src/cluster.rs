@@ -192,7 +192,8 @@ fn job_started(job: &Job) -> bool {
     let Some(status) = &job.status else { return false };
     let active = status.active.unwrap_or(0) > 0;
     let ready = status.ready.map_or(active, |ready| ready > 0);
-    ready || status.succeeded.unwrap_or(0) > 0 || (status.failed.unwrap_or(0) > 0 && !job_timed_out(job))
+    // A failed pod may be one that never ran: refused by kubelet, or ended by the deadline.
+    ready || status.succeeded.unwrap_or(0) > 0
 }
 
 fn job_timed_out(job: &Job) -> bool {

@@ -101,11 +101,12 @@ impl Daemon {
         let period = self.settings.limits.discovery_period;
         if self.jobs.watch.is_empty() {
             let unreadable = !self.jobs_known();
-            let waits = |volume: &plan::Volume| {
-                matches!(
-                    volume.state,
-                    State::Held(Held::CleanerUnavailable(_) | Held::JobRunning(_))
-                )
+            let uses_jobs = self.config.as_ref().is_some_and(|config| config.use_job_for_cleaning);
+            let waits = |volume: &plan::Volume| match volume.state {
+                State::Held(Held::CleanerUnavailable(_)) => uses_jobs,
+                // One that was at work when the permission was lost.
+                State::Held(Held::JobRunning(_)) => true,
+                _ => false,
             };
             let waited_for = unreadable && plan.volumes.iter().any(waits);
             let pause = if self.jobs.to_ask {
