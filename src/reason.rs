@@ -296,7 +296,7 @@ impl fmt::Display for Held {
                 };
                 write!(
                     f,
-                    "cleaning Job {job}, made {since}, {what}: look at it and its pods (kubectl -n {namespace} describe job,pod -l job-name={job}); JOB_CONTAINER_IMAGE cannot be pulled, jobTolerations lacks a taint of the node, the node is full, or privileged pods are refused in {namespace}; it goes on when that is mended"
+                    "cleaning Job {job}, made {since}, {what}: look at it and its pods (kubectl -n {namespace} describe job {job}; kubectl -n {namespace} describe pod -l job-name={job}); JOB_CONTAINER_IMAGE cannot be pulled, jobTolerations lacks a taint of the node, the node is full, or privileged pods are refused in {namespace}; it goes on when that is mended"
                 )
             }
             Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),

@@ -33,20 +33,33 @@ impl Store {
             }
         }
         for (pv, job) in former {
-            if read.contains_key(&pv) {
+            let at_work = job.progress == JobProgress::AtWork;
+            let same = |shown: &CleaningJob| shown.name == job.name || shown.progress == JobProgress::AtWork;
+            // One that was being deleted, or had ended, is gone, or as good as that.
+            let may_be_there = if job.watched { at_work && !job.deleting } else { true };
+            if read.get(&pv).is_some_and(same) || !may_be_there || self.is_elsewhere(&job) {
                 continue;
             }
             if job.watched {
                 self.doubtful_jobs.insert(job.name.clone(), job.uid.clone());
             }
-            read.insert(pv, job);
+            if at_work || !read.contains_key(&pv) {
+                read.insert(pv, job);
+            }
         }
         self.cluster.jobs = Jobs::Read(read);
+    }
+
+    /// Whether a Job is tied to another node.
+    fn is_elsewhere(&self, job: &CleaningJob) -> bool {
+        let ours = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
+        job.hostname.is_some() && ours.is_some() && job.hostname.as_deref() != ours
     }
 
     /// A Job that we have made, or met under its name: the watch may lag, or not show it.
     pub fn job_found(&mut self, job: &Job) {
         let Some((pv, mut job)) = cleaning_job(job) else { return };
+        let elsewhere = self.is_elsewhere(&job);
         let (Jobs::Read(jobs) | Jobs::Unreadable { left: jobs, .. }) = &mut self.cluster.jobs;
         let known = jobs.get(&pv);
         if let Some(known) = known.filter(|known| known.uid == job.uid) {
@@ -58,8 +71,6 @@ impl Store {
             return; // Of two for one PV the one at work counts.
         }
         // What is not ours matters as long as it is at work, and on this node.
-        let ours = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
-        let elsewhere = job.hostname.is_some() && ours.is_some() && job.hostname.as_deref() != ours;
         let ended = job.progress != JobProgress::AtWork;
         self.version += 1;
         if job.is_foreign() && (elsewhere || ended) {

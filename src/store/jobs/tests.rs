@@ -55,6 +55,35 @@ fn a_job_that_leaves_the_watch_counts_until_it_is_read_by_name() {
 }
 
 #[test]
+fn a_job_that_ended_or_was_deleted_is_not_looked_for() {
+    let mut deleted = job("a", 1, json!({"active": 1}));
+    deleted.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    let mut elsewhere = job("a", 1, json!({"active": 1}));
+    let pod = elsewhere.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+    pod.node_selector = Some([("kubernetes.io/hostname".into(), "host2".into())].into());
+    for over in [deleted, job("a", 1, complete()), elsewhere] {
+        let mut store = store();
+        store.jobs([over].iter());
+        store.jobs([].iter());
+        assert_eq!(known(&store), None);
+        assert!(store.doubtful_jobs().is_empty());
+    }
+}
+
+#[test]
+fn of_two_for_one_pv_the_one_at_work_counts() {
+    let mut store = store();
+    store.jobs([].iter());
+    store.job_found(&labelled(json!({}), "x", 1, json!({"active": 1})));
+    let mut ended = job("a", 2, complete());
+    ended.metadata.name = Some("another".into());
+    store.jobs([ended].iter());
+    assert_eq!(known(&store), Some(("x", true)));
+    store.job_read_by_name("cleanup-pv1", "x", None);
+    assert_eq!(known(&store), None);
+}
+
+#[test]
 fn what_is_newer_counts() {
     let mut store = store();
     store.jobs([].iter());
