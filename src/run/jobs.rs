@@ -1,13 +1,11 @@
 //! Cleaning Jobs: whether they may be read, making and deleting them, and counting how they ended.
 
-use std::os::fd::AsFd;
-use std::path::Path;
+mod look;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::Api;
-use nix::fcntl::AT_FDCWD;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -16,15 +14,13 @@ use super::{Daemon, Duration, Plan, plan};
 use crate::api::{self, WriteError};
 use crate::cluster::{CleaningJob, JobProgress, Jobs, cleaning_job};
 use crate::config::Config;
-use crate::devices;
-use crate::identity::Comparison;
 use crate::memory::{Scrub, ScrubState, scrub_backoff};
 use crate::metrics::By;
-use crate::plan::{FailureCause, JobDevice, JobOrder, State};
+use crate::plan::{FailureCause, JobOrder, State};
 use crate::reason::Held;
-use crate::scan::{self, ScanSettings};
 use crate::scrub::ScrubError;
 use crate::watch::{self, Shared};
+use look::look_at;
 
 /// Between two questions for the permission to read Jobs, however often the answer and what comes of it differ.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -241,6 +237,9 @@ impl Daemon {
     fn refused_job(&self, verb: &str, name: &str, error: &WriteError) -> String {
         let namespace = &self.settings.namespace;
         let advice = match error {
+            // Also a 403, and no Role helps.
+            WriteError::Forbidden(why) if why.contains("exceeded quota") => "; raise the ResourceQuota".to_owned(),
+            WriteError::Absent => format!("; MY_NAMESPACE is {namespace}: create that namespace"),
             WriteError::Forbidden(_) => format!(
                 "; grant the verb {verb} on jobs in namespace {namespace} with a Role (deploy/kubernetes/rbac.yaml); it goes on without a restart"
             ),
@@ -410,58 +409,5 @@ pub(super) async fn none_at_work(
     match cleaning_job(&job).filter(|(_, job)| job.progress == JobProgress::AtWork) {
         Some((_, job)) => Err(ScrubError::Held(Held::JobRunning(job.name))),
         None => Ok(()),
-    }
-}
-
-/// What would hold a scrub of this device, if anything does. A device that cannot be opened here says nothing: the Job
-/// may be able to.
-async fn look_at(device: &JobDevice, scan: &ScanSettings) -> Option<Held> {
-    let (device, settings) = (device.clone(), scan.clone());
-    let path = device.path.display().to_string();
-    let look = tokio::task::spawn_blocking(move || look(&device, &settings));
-    // Several system calls, on a device that may be slow to answer.
-    match tokio::time::timeout(scan.syscall_timeout * 2, look).await {
-        Ok(Ok(held)) => held,
-        Ok(Err(_)) => None,
-        Err(_) => Some(Held::Unreadable(format!("{path} does not answer"))),
-    }
-}
-
-fn look(device: &JobDevice, scan: &ScanSettings) -> Option<Held> {
-    let facts = match opened(&device.path, scan)? {
-        Ok(facts) => facts,
-        Err(held) => return Some(held),
-    };
-    if let Some(expected) = &device.expected {
-        match &facts.id {
-            Err(error) => return Some(Held::IdentityUnknown(error.clone())),
-            Ok(found) if expected.compare(found) == Comparison::Same => {}
-            Ok(found) => {
-                return Some(Held::WrongStorage {
-                    expected: expected.to_string(),
-                    found: found.to_string(),
-                });
-            }
-        }
-    }
-    let users = facts.users.filter(|users| !users.is_empty());
-    users
-        .map(|users| Held::InUse(users.join(", ")))
-        .or_else(|| facts.read_only.then_some(Held::ReadOnly))
-}
-
-/// The facts of a device that nobody uses: as `scrub` looks at it, but for reading only.
-fn opened(path: &Path, scan: &ScanSettings) -> Option<Result<crate::observed::DeviceFacts, Held>> {
-    let node = match devices::open_node(AT_FDCWD, path, true) {
-        Ok(node) => node,
-        Err(nix::errno::Errno::ENOENT) => {
-            return Some(Err(Held::NotMounted(format!("{} does not exist", path.display()))));
-        }
-        Err(_) => return None,
-    };
-    match devices::probe(node.as_fd(), &scan::surroundings(scan)) {
-        Ok(facts) => Some(Ok(facts)),
-        Err(error @ devices::DeviceError::NotABlockDevice) => Some(Err(Held::NotMounted(error.to_string()))),
-        Err(_) => None,
     }
 }

@@ -3,10 +3,12 @@
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, ResourceQuota};
+use kube::api::{Api, PostParams};
+use serde_json::json;
 
 use crate::kubelet::{self, ALL_VERBS, is_zero};
-use crate::node::{Node, in_every_world};
+use crate::node::{Node, WORLDS, in_every_world, in_worlds};
 
 /// The Job is made, runs and succeeds, and the volume is back.
 async fn recycled(node: &Node, device: &std::path::Path, pv: &PersistentVolume) -> Result<()> {
@@ -86,5 +88,29 @@ fn a_failed_job_that_may_not_be_deleted_is_told() {
         })
         .await?;
         recycled(&node, device.path(), &pv).await
+    });
+}
+
+#[test]
+fn a_quota_is_no_missing_permission() {
+    in_worlds("quota", &[WORLDS[0]], async |node: Rc<Node>| {
+        let namespace = format!("full-{}", node.name);
+        let namespaces: Api<Namespace> = Api::all(node.admin.clone());
+        let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        let quotas: Api<ResourceQuota> = Api::namespaced(node.admin.clone(), &namespace);
+        let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}});
+        quotas
+            .create(&PostParams::default(), &serde_json::from_value(quota)?)
+            .await?;
+        kubelet::may(&node, ALL_VERBS).await?;
+        node.set(|settings| settings.namespace.clone_from(&namespace));
+        node.configure("useJobForCleaning", "yes")?;
+        let (_device, pv) = kubelet::device(&node).await?;
+        node.release("a").await?;
+        let refused = node.event(&pv, "VolumeFailedDelete", "exceeded quota").await?;
+        let message = refused.message.unwrap_or_default();
+        ensure!(message.contains("raise the ResourceQuota"), "{message}");
+        Ok(())
     });
 }
