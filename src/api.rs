@@ -262,16 +262,17 @@ pub async fn may(
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
-/// Whether objects of a kind may be listed and watched: by asking, or where asking is refused, by trying.
+/// Which verb it is that keeps objects of a kind from being listed and watched, if any: by asking, or where asking is
+/// refused, by trying.
 ///
 /// # Errors
 /// The server did not answer.
-pub async fn may_watch<K>(
+pub async fn refused_to_watch<K>(
     api: &Api<K>,
     group: &str,
     resource: &str,
     namespace: Option<&str>,
-) -> Result<bool, WriteError>
+) -> Result<Option<&'static str>, WriteError>
 where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
@@ -279,20 +280,30 @@ where
     for verb in ["list", "watch"] {
         match may(&client, verb, group, resource, namespace).await {
             Ok(true) => {}
-            Ok(false) => return Ok(false),
+            Ok(false) => return Ok(Some(verb)),
             Err(WriteError::Forbidden(_) | WriteError::Absent) => {
                 return match api
                     .list_metadata(&ListParams::default().limit(1))
                     .await
                     .map_err(WriteError::from)
                 {
-                    Ok(_) => Ok(true),
-                    Err(WriteError::Forbidden(_)) => Ok(false),
+                    Ok(_) => Ok(None),
+                    Err(WriteError::Forbidden(_)) => Ok(Some("list")),
                     Err(err) => Err(err),
                 };
             }
             Err(err) => return Err(err),
         }
     }
-    Ok(true)
+    Ok(None)
+}
+
+/// The Job of this name, whatever its labels: by a list of one, for which the verb that the watch needs is enough.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn job_named(client: &Client, namespace: &str, name: &str) -> Result<Option<Job>, WriteError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let params = ListParams::default().fields(&format!("metadata.name={name}"));
+    Ok(api.list(&params).await?.items.into_iter().next())
 }

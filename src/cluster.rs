@@ -99,10 +99,27 @@ pub struct CleaningJob {
     pub hostname: Option<String>,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// It has the label `pv`, by which the watch selects.
+    pub watched: bool,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// A container of it has run.
+    pub started: bool,
+    /// It was ended by its deadline.
+    pub timed_out: bool,
     /// How far it is.
     pub progress: JobProgress,
     /// From its start to its completion.
     pub took: Option<std::time::Duration>,
+}
+
+impl CleaningJob {
+    /// Neither made by this program nor by the classic one, as far as its labels say: it is waited for, and never
+    /// deleted.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        !self.watched && self.pv_uid.is_empty()
+    }
 }
 
 /// How far a Job is.
@@ -124,7 +141,9 @@ pub fn cleaning_job(job: &Job) -> Option<(String, CleaningJob)> {
     let meta = &job.metadata;
     let name = meta.name.clone()?;
     let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key).cloned());
-    let pv = label("pv").or_else(|| name.strip_prefix("cleanup-").map(str::to_owned))?;
+    let label_pv = label("pv");
+    let watched = label_pv.is_some();
+    let pv = label_pv.or_else(|| crate::job::pv_of(&name).map(str::to_owned))?;
     let pod = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let job = CleaningJob {
         name,
@@ -137,6 +156,10 @@ pub fn cleaning_job(job: &Job) -> Option<(String, CleaningJob)> {
             .and_then(|annotations| annotations.get(crate::job::CLAIM_UID).cloned()),
         hostname: pod.and_then(|pod| pod.node_selector.as_ref()?.get(names::HOSTNAME_LABEL).cloned()),
         deleting: meta.deletion_timestamp.is_some(),
+        watched,
+        created: meta.creation_timestamp.as_ref().map(|time| time.0),
+        started: job_started(job),
+        timed_out: job_timed_out(job),
         progress: job_progress(job),
         took: job_took(job),
     };
@@ -164,6 +187,24 @@ fn job_progress(job: &Job) -> JobProgress {
         .unwrap_or(JobProgress::AtWork)
 }
 
+/// Whether its status shows that a container of it runs or has run. API servers before 1.24 do not count ready pods.
+fn job_started(job: &Job) -> bool {
+    let Some(status) = &job.status else { return false };
+    let active = status.active.unwrap_or(0) > 0;
+    let ready = status.ready.map_or(active, |ready| ready > 0);
+    // A failed pod may be one that never ran: refused by kubelet, or ended by the deadline.
+    ready || status.succeeded.unwrap_or(0) > 0
+}
+
+fn job_timed_out(job: &Job) -> bool {
+    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| {
+        condition.type_ == "Failed"
+            && condition.status == "True"
+            && condition.reason.as_deref() == Some("DeadlineExceeded")
+    })
+}
+
 fn job_took(job: &Job) -> Option<std::time::Duration> {
     let status = job.status.as_ref()?;
     let (start, end) = (status.start_time.as_ref()?.0, status.completion_time.as_ref()?.0);
@@ -174,7 +215,13 @@ fn job_took(job: &Job) -> Option<std::time::Duration> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jobs {
     /// Not permitted: there are none then, as far as holding goes, and none can be made.
-    Unreadable,
+    Unreadable {
+        /// What is not permitted.
+        verb: &'static str,
+        /// Those that were at work when the permission was lost, by the name of their PV: nobody can say that they have
+        /// ended.
+        left: BTreeMap<String, CleaningJob>,
+    },
     /// By the name of their PV.
     Read(BTreeMap<String, CleaningJob>),
 }
@@ -190,17 +237,21 @@ impl Jobs {
     #[must_use]
     pub fn of(&self, pv: &str) -> Option<&CleaningJob> {
         match self {
-            Self::Unreadable => None,
+            Self::Unreadable { .. } => None,
             Self::Read(jobs) => jobs.get(pv),
         }
+    }
+
+    /// The Job that is at work for a PV, as far as that is known.
+    fn working(&self, pv: &str) -> Option<&CleaningJob> {
+        let (Self::Read(jobs) | Self::Unreadable { left: jobs, .. }) = self;
+        jobs.get(pv).filter(|job| job.progress == JobProgress::AtWork)
     }
 
     /// The name of the Job that is at work for a PV, whatever release it is for.
     #[must_use]
     pub fn at_work(&self, pv: &str) -> Option<&str> {
-        self.of(pv)
-            .filter(|job| job.progress == JobProgress::AtWork)
-            .map(|job| job.name.as_str())
+        self.working(pv).map(|job| job.name.as_str())
     }
 }
 

@@ -20,8 +20,15 @@ pub const VOLUME_ID_VARIABLE: &str = "LOCAL_PV_VOLUME_ID";
 /// and it is bound again; the Job of the earlier release must not count for the later one.
 pub const CLAIM_UID: &str = "local-volume-provisioner/claim-uid";
 
-/// How often the Job starts its pod anew before it fails: a failure is an event and a metric then, and we retry.
+/// How often the Job starts its container anew before it fails: a failure is an event and a metric then, and we retry.
 const BACKOFF_LIMIT: i32 = 2;
+/// What the Job's deadline allows for each attempt at the least: image, scheduling, and a device that takes its time.
+const SHORTEST_ATTEMPT_SECONDS: u64 = 3600;
+/// Bytes per second. A device that is slower is out of order: a worn-out or contended disk still does several times that.
+/// The deadline must never end a wipe that gets on; it is for what would last for ever.
+const SLOWEST_DEVICE: u64 = 5 << 20;
+/// How often a program that is not ours is taken to write the whole device: as `shred` by default, and zeros.
+const PASSES_OF_A_COMMAND: u64 = 4;
 /// A label's value has at most so many characters.
 const LABEL_VALUE: usize = 63;
 
@@ -39,6 +46,8 @@ pub struct CleaningJob<'a> {
     pub directory: &'a DirectoryKey,
     /// The entry's name.
     pub entry: &'a OsStr,
+    /// The device's size in bytes.
+    pub capacity_bytes: u64,
     /// `blockCleanerCommand`.
     pub command: &'a [String],
     /// `MY_NAMESPACE`.
@@ -57,6 +66,12 @@ pub struct CleaningJob<'a> {
 #[must_use]
 pub fn name(pv: &str) -> String {
     format!("cleanup-{pv}")
+}
+
+/// The PV that a Job of this name cleans, if it is the name of a cleaning Job.
+#[must_use]
+pub fn pv_of(name: &str) -> Option<&str> {
+    name.strip_prefix("cleanup-")
 }
 
 /// Notes when the Job is made, in the classic annotation `start-time`: RFC 3339 with nanoseconds.
@@ -89,6 +104,7 @@ pub fn build(job: &CleaningJob<'_>) -> Job {
             ..Default::default()
         },
         spec: Some(JobSpec {
+            active_deadline_seconds: Some(deadline_seconds(job.capacity_bytes, job.command)),
             backoff_limit: Some(BACKOFF_LIMIT),
             template: PodTemplateSpec {
                 metadata: None,
@@ -98,6 +114,22 @@ pub fn build(job: &CleaningJob<'_>) -> Job {
         }),
         status: None,
     }
+}
+
+/// After how many seconds the Job is ended, whatever it is doing or waiting for: all of its attempts on the slowest
+/// device.
+fn deadline_seconds(capacity_bytes: u64, command: &[String]) -> i64 {
+    let passes = match Cleaner::parse(command) {
+        Ok(Cleaner::Zero | Cleaner::Quick) => 1,
+        Ok(Cleaner::Discard) => 2,
+        Ok(Cleaner::Shred { passes }) => u64::from(passes) + 1,
+        Ok(Cleaner::Fsclean | Cleaner::Command(_)) | Err(_) => PASSES_OF_A_COMMAND,
+    };
+    let attempt = (capacity_bytes / SLOWEST_DEVICE).saturating_mul(passes);
+    let attempts = u64::from(BACKOFF_LIMIT.unsigned_abs()) + 1;
+    let seconds = attempt.max(SHORTEST_ATTEMPT_SECONDS).saturating_mul(attempts);
+    // The controller counts nanoseconds in 64 bits.
+    i64::from(i32::try_from(seconds).unwrap_or(i32::MAX))
 }
 
 fn pod(job: &CleaningJob<'_>, device: String) -> PodSpec {
@@ -182,6 +214,7 @@ mod tests {
             volume_id: Some("device wwn=1"),
             directory: &directory,
             entry: OsStr::new("disk 1"),
+            capacity_bytes: 1 << 40,
             command: &command,
             namespace: "storage",
             image: "image:1",
@@ -205,7 +238,7 @@ mod tests {
                 "annotations": {"device": "/mnt/container/disk 1", "start-time": "2023-11-14T22:13:20.000000000Z",
                     "local-volume-provisioner/claim-uid": "c-1"}
             },
-            "spec": {"backoffLimit": 2, "template": {"spec": {
+            "spec": {"activeDeadlineSeconds": 3 * 3 * 209_715, "backoffLimit": 2, "template": {"spec": {
                 "containers": [{"name": "cleaner", "image": "image:1", "command": ["/scripts/shred.sh", "2"],
                     "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/container/disk 1"},
                         {"name": "LOCAL_PV_VOLUME_ID", "value": "device wwn=1"}],
@@ -236,6 +269,23 @@ mod tests {
             serde_json::json!(["/scripts/dd_zero.sh", "1"])
         );
         assert_eq!(command(&["/bin/wipe", "-f"]), serde_json::json!(["/bin/wipe", "-f"]));
+    }
+
+    #[test]
+    fn the_deadline_allows_for_every_attempt_on_a_slow_device() {
+        let seconds = |capacity: u64, words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            deadline_seconds(capacity, &words)
+        };
+        let (hour, tib) = (3600, 1 << 40);
+        assert_eq!(seconds(10 << 30, &["zero"]), 3 * hour);
+        assert_eq!(seconds(0, &["zero"]), 3 * hour);
+        assert_eq!(seconds(tib, &["zero"]), 3 * 209_715);
+        assert_eq!(seconds(tib, &["/scripts/dd_zero.sh", "2"]), 3 * 209_715);
+        assert_eq!(seconds(tib, &["discard"]), 3 * 2 * 209_715);
+        assert_eq!(seconds(tib, &["shred", "1"]), 3 * 2 * 209_715);
+        assert_eq!(seconds(tib, &["/bin/wipe"]), 3 * 4 * 209_715);
+        assert_eq!(seconds(u64::MAX, &["shred"]), i64::from(i32::MAX));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cluster::{ClaimRef, Cluster, Owner, Ownership, Phase, Pv, Use};
+use crate::cluster::{ClaimRef, CleaningJob, Cluster, JobProgress, Jobs, Owner, Ownership, Phase, Pv, Use};
 use crate::reason::Held;
 
 /// What ended this long ago needs no note any more: no watch is that late.
@@ -31,6 +31,8 @@ pub struct Memory {
     pub released_since: BTreeMap<String, Duration>,
     /// Scrubs under way and ended, by the UID of the PV.
     pub scrubs: BTreeMap<String, Scrub>,
+    /// Since when a Job is known of which no container has run, by its UID.
+    pub waiting_jobs: BTreeMap<String, Duration>,
     /// API writes that failed, by the PV's name.
     pub retries: BTreeMap<String, Retry>,
     /// PVs, by name, that an API call is under way for.
@@ -264,6 +266,38 @@ impl Memory {
         for uid in missing {
             self.missing_since.entry(uid.to_owned()).or_insert(now);
         }
+    }
+
+    /// Takes note of the Jobs of which no container has run yet.
+    pub fn note_jobs(&mut self, jobs: &Jobs, now: Duration) {
+        let waiting: BTreeSet<&str> = match jobs {
+            Jobs::Unreadable { .. } => BTreeSet::new(),
+            Jobs::Read(jobs) => {
+                let waits = |job: &&CleaningJob| job.progress == JobProgress::AtWork && !job.started;
+                jobs.values().filter(waits).map(|job| job.uid.as_str()).collect()
+            }
+        };
+        self.waiting_jobs.retain(|uid, _| waiting.contains(uid.as_str()));
+        for uid in waiting {
+            self.waiting_jobs.entry(uid.to_owned()).or_insert(now);
+        }
+    }
+
+    /// A scrub, or the Job that does it, met a hold: that is no failure, and it is tried again after a pause.
+    pub fn hold_back(&mut self, uid: &str, claim_uid: Option<&str>, held: Held, now: Duration) {
+        let scrub = self.scrubs.entry(uid.to_owned()).or_insert_with(|| Scrub {
+            claim_uid: claim_uid.map(str::to_owned),
+            failures: 0,
+            held_back: 0,
+            last_hold: None,
+            state: ScrubState::Running,
+        });
+        scrub.held_back += 1;
+        scrub.last_hold = Some(held.clone());
+        scrub.state = ScrubState::HeldBack {
+            due: now + api_backoff(scrub.held_back),
+            held,
+        };
     }
 
     fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {

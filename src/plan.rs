@@ -224,13 +224,15 @@ pub enum Action {
     /// Read a claim.
     ReadClaim(ClaimRef),
     /// Scrub a device in a Job.
-    CreateJob(Box<Job>),
+    CreateJob(Box<JobOrder>),
     /// Delete a cleaning Job, and end its pods first.
     DeleteJob {
         /// The PV that it is for.
         pv: String,
         /// The Job.
         job: Box<CleaningJob>,
+        /// Why it failed, if it did and its volume waits for it.
+        cause: Option<Box<FailureCause>>,
         /// Why, for the log.
         why: String,
     },
@@ -305,6 +307,39 @@ pub struct ScrubOrder {
     pub blind: bool,
     /// Capacity as on the PV, for the metrics.
     pub capacity: String,
+}
+
+/// A cleaning Job to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobOrder {
+    /// The object, but for its `start-time`.
+    pub job: Job,
+    /// Name of the PV, live or gone.
+    pub pv: String,
+    /// Its UID.
+    pub pv_uid: String,
+    /// UID of the claim that it was released from.
+    pub claim_uid: Option<String>,
+    /// The device, which is looked at before.
+    pub device: JobDevice,
+}
+
+/// The device of a Job: whether the Job would be held by it is seen by looking at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobDevice {
+    /// Where this process sees it.
+    pub path: PathBuf,
+    /// The storage that was published; `None` for a PV of the classic program.
+    pub expected: Option<VolumeId>,
+}
+
+/// Why a Job failed: what a Job's status says of it is only that it did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FailureCause {
+    /// A hold, which does not count as a failure.
+    Held(Held),
+    /// A hold if the device shows one now; else a failed scrub.
+    Device(JobDevice),
 }
 
 /// Whether a notice warns.

@@ -156,6 +156,17 @@ pub enum Held {
     ForeignFinalizer(String),
     /// A cleaning Job for it is at work.
     JobRunning(String),
+    /// No container of its cleaning Job has run yet.
+    JobPending {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        job: String,
+        /// When it was made, as RFC 3339.
+        since: String,
+        /// It was ended by its deadline, and is made anew.
+        timed_out: bool,
+    },
     /// The cleaner that it was published with cannot be run.
     CleanerUnavailable(String),
     /// The directory or the entry could not be read.
@@ -204,6 +215,7 @@ impl Held {
             Self::PhaseFailed => "phase-failed",
             Self::ForeignFinalizer(_) => "foreign-finalizer",
             Self::JobRunning(_) => "job-running",
+            Self::JobPending { .. } => "job-pending",
             Self::CleanerUnavailable(_) => "cleaner-unavailable",
             Self::Unreadable(_) => "unreadable",
             Self::Resting(_) => "resting",
@@ -271,6 +283,22 @@ impl fmt::Display for Held {
             ),
             Self::ForeignFinalizer(finalizers) => write!(f, "another program's finalizer keeps its PV: {finalizers}"),
             Self::JobRunning(job) => write!(f, "cleaning Job {job} is at work on it"),
+            Self::JobPending {
+                namespace,
+                job,
+                since,
+                timed_out,
+            } => {
+                let what = if *timed_out {
+                    "never started, and was ended by its deadline; it is made anew"
+                } else {
+                    "has not started"
+                };
+                write!(
+                    f,
+                    "cleaning Job {job}, made {since}, {what}: look at it and its pods (kubectl -n {namespace} describe job {job}; kubectl -n {namespace} describe pod -l job-name={job}); JOB_CONTAINER_IMAGE cannot be pulled, jobTolerations lacks a taint of the node, the node is full, or privileged pods are refused in {namespace}; it goes on when that is mended"
+                )
+            }
             Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),
             Self::Unreadable(error) => write!(f, "cannot be examined: {error}"),
             Self::Resting(until) => write!(

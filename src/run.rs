@@ -74,6 +74,7 @@ struct Daemon {
     watched_pvs: Option<(String, Mode)>,
     unwatched_read: Instant,
     mode_asked: Instant,
+    jobs: jobs::Reading,
     node_watched: bool,
     node_read: Option<Instant>,
     config: Option<Config>,
@@ -162,6 +163,9 @@ impl Daemon {
                 () = self.shared.wake.notified() => {}
                 Some(done) = self.tasks.join_next() => self.settle_task(done)?,
                 Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
+                Some(ended) = self.jobs.watch.join_next() => {
+                    self.jobs_refused(ended.context("the watch of Jobs failed")?);
+                }
                 () = tokio::time::sleep(wait) => {}
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
@@ -214,8 +218,11 @@ impl Daemon {
         self.log_changes(&plan);
         self.tell(&plan, &ownership);
         self.ask_mode_again(&plan);
+        self.follow_jobs(&plan);
         let store = self.shared.store();
-        let doubts = store.doubtful().iter().filter_map(|name| self.memory.retries.get(name));
+        let jobs = store.doubtful_jobs().keys().map(|name| format!("job {name}"));
+        let doubtful: Vec<String> = store.doubtful().iter().cloned().chain(jobs).collect();
+        let doubts = doubtful.iter().filter_map(|name| self.memory.retries.get(name));
         let due = plan.wake_at.into_iter().chain(doubts.map(|retry| retry.due)).min();
         drop(store);
         for action in plan.actions {
@@ -234,6 +241,7 @@ impl Daemon {
         }
         let endings = store.take_endings();
         self.memory.note(&endings, store.cluster(), ownership, now);
+        self.memory.note_jobs(&store.cluster().jobs, now);
         let progress = self
             .running
             .iter()
@@ -309,6 +317,8 @@ impl Daemon {
         if usable && self.config.as_ref() != Some(&loaded.config) {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
             self.shared.wake.notify_one(); // The directories may be others now.
+            let before = self.config.take();
+            self.jobs_configured(before.as_ref(), &loaded.config);
             self.config = Some(loaded.config);
         }
     }
@@ -397,6 +407,7 @@ impl Daemon {
             cancel.cancel();
         }
         self.watches.abort_all();
+        self.jobs.watch.abort_all();
         self.pv_watches.abort_all();
         let ended = tokio::time::timeout(Duration::from_secs(20), async {
             while self.tasks.join_next().await.is_some() {}
@@ -472,8 +483,8 @@ impl Daemon {
                 }
             }
             Action::ReadClaim(claim) => self.read_claim(claim),
-            Action::CreateJob(job) => self.create_job(*job),
-            Action::DeleteJob { pv, job, why } => self.delete_job(pv, *job, &why),
+            Action::CreateJob(order) => self.create_job(*order),
+            Action::DeleteJob { pv, job, cause, why } => self.delete_job(pv, *job, cause.map(|cause| *cause), &why),
         }
     }
 }

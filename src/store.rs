@@ -3,16 +3,16 @@
 //! Synchronous and without a client: a watch hands in what it saw, a writer hands in what the server answered. What is
 //! kept of an object is only what is used.
 
+mod jobs;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1::StorageClass;
 
-use crate::cluster::{CleaningJob, Cluster, JobProgress, Jobs, Node, Owner, Ownership, Pv, Use, cleaning_job};
+use crate::cluster::{Cluster, Node, Owner, Ownership, Pv, Use};
 
 /// How many ended PVs are remembered: more than one node recycles while a watch lags.
 const ENDED: usize = 1024;
@@ -39,6 +39,8 @@ pub struct Store {
     pvs_listed: bool,
     classes_listed: bool,
     jobs_listed: bool,
+    /// Jobs that the watch does not show any more, and their UIDs: to be read by name before they are taken for gone.
+    doubtful_jobs: BTreeMap<String, String>,
     former_listed: bool,
 }
 
@@ -327,40 +329,14 @@ impl Store {
         self.classes_listed = true;
         self.cluster.storage_classes = classes;
     }
-
-    /// The cleaning Jobs, all of them.
-    pub fn jobs<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
-        self.version += 1;
-        self.jobs_listed = true;
-        let mut read = BTreeMap::new();
-        for (pv, job) in jobs.filter_map(cleaning_job) {
-            // Of two for one PV the one at work counts.
-            let kept: Option<&CleaningJob> = read.get(&pv);
-            if kept.is_none_or(|kept| kept.progress != JobProgress::AtWork) {
-                read.insert(pv, job);
-            }
-        }
-        self.cluster.jobs = Jobs::Read(read);
-    }
-
-    /// A Job that we have made: the watch may lag.
-    pub fn job_made(&mut self, job: &Job) {
-        self.version += 1;
-        if let (Jobs::Read(jobs), Some((pv, job))) = (&mut self.cluster.jobs, cleaning_job(job)) {
-            jobs.insert(pv, job);
-        }
-    }
-
-    /// Jobs may not be read.
-    pub fn jobs_unreadable(&mut self) {
-        self.version += 1;
-        self.jobs_listed = true;
-        self.cluster.jobs = Jobs::Unreadable;
-    }
 }
 
 /// resourceVersions of one resource compare as numbers:
 /// <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions> (KEP-5504).
 fn revision(pv: &Pv) -> u64 {
-    pv.resource_version.parse().unwrap_or(0)
+    number(&pv.resource_version)
+}
+
+fn number(resource_version: &str) -> u64 {
+    resource_version.parse().unwrap_or(0)
 }

@@ -1,6 +1,7 @@
 //! The watches of the API server: they keep the [`Store`] current and wake the loop.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::api::{self, WriteError};
 use crate::cluster::Mode;
 use crate::memory::api_backoff;
 use crate::names;
@@ -62,7 +64,20 @@ fn config() -> watcher::Config {
 
 /// Runs a watch for ever: errors are waited out, and a stream whose start is refused with 410 is made anew (the library
 /// would retry it with the same resourceVersion).
-async fn keep<K, S>(what: &str, make: impl Fn() -> S, mut seen: impl FnMut(Event<K>))
+async fn keep<K, S>(what: &str, make: impl Fn() -> S, seen: impl FnMut(Event<K>))
+where
+    S: Stream<Item = watcher::Result<Event<K>>> + Send,
+{
+    match keep_until(what, make, seen, |_| None::<Infallible>).await {}
+}
+
+/// As [`keep`], until an error that ends it.
+async fn keep_until<K, S, T>(
+    what: &str,
+    make: impl Fn() -> S,
+    mut seen: impl FnMut(Event<K>),
+    over: impl Fn(&watcher::Error) -> Option<T>,
+) -> T
 where
     S: Stream<Item = watcher::Result<Event<K>>> + Send,
 {
@@ -75,6 +90,9 @@ where
                 // Not a sign of success: every try begins with Init, and a list may go well where its watch does not.
                 Ok(event) => seen(event),
                 Err(err) => {
+                    if let Some(end) = over(&err) {
+                        return end;
+                    }
                     failures = if failed_at.elapsed() > CALM { 1 } else { failures + 1 };
                     failed_at = Instant::now();
                     if failures == 1 {
@@ -232,7 +250,22 @@ pub async fn storage_classes(client: Client, shared: Shared) {
 }
 
 /// Watches the cleaning Jobs of this namespace: those with the label `pv`, which the classic program sets on its own.
-pub async fn jobs(client: Client, shared: Shared, namespace: String) {
+/// Before that, those without it that have the name of one are looked for. Ends with the verb when that is refused.
+pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static str {
+    let mut failures = 0;
+    loop {
+        match unlabelled_jobs(&client, &shared, &namespace).await {
+            Ok(()) => break,
+            Err(WriteError::Forbidden(_)) => return "list",
+            Err(error) => {
+                failures += 1;
+                if failures == 1 {
+                    warn!(watch = "jobs", %error, "list of Jobs failed; it is tried again");
+                }
+                tokio::time::sleep(api_backoff(failures)).await;
+            }
+        }
+    }
     let api: Api<Job> = Api::namespaced(client, &namespace);
     let mut jobs = Whole::new();
     let prune = |job: &mut Job| {
@@ -243,13 +276,43 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) {
         }
     };
     let stream = || watcher(api.clone(), config().labels("pv")).map_ok(move |event| event.modify(prune));
-    keep("jobs", stream, |event| {
+    let seen = |event| {
         let starting = matches!(event, Event::Init);
         if jobs.take(event) && !starting {
             shared.update(|store| store.jobs(jobs.objects.values()));
         }
-    })
-    .await;
+    };
+    keep_until("jobs", stream, seen, refused_verb).await
+}
+
+/// The verb that is not permitted, if that is the error.
+fn refused_verb(err: &watcher::Error) -> Option<&'static str> {
+    let forbidden = |err: &kube::Error| matches!(err, kube::Error::Api(status) if status.code == 403);
+    match err {
+        watcher::Error::InitialListFailed(err) if forbidden(err) => Some("list"),
+        watcher::Error::WatchStartFailed(err) | watcher::Error::WatchFailed(err) if forbidden(err) => Some("watch"),
+        _ => None,
+    }
+}
+
+/// Reads the Jobs that have the name of a cleaning Job, and lack the label by which the watch selects.
+async fn unlabelled_jobs(client: &Client, shared: &Shared, namespace: &str) -> Result<(), WriteError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
+    let mut params = ListParams::default().labels("!pv").limit(PAGE);
+    loop {
+        let page = api.list_metadata(&params).await?;
+        for name in page.items.iter().map(ResourceExt::name_any) {
+            if crate::job::pv_of(&name).is_some()
+                && let Some(job) = api::job_named(client, namespace, &name).await?
+            {
+                shared.update(|store| store.job_found(&job));
+            }
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(()),
+        }
+    }
 }
 
 /// Watches the own Node.

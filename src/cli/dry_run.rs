@@ -342,7 +342,7 @@ fn print_actions(plan: &Plan) {
                 );
             }
             Action::ReadClaim(claim) => println!("  read claim {claim}"),
-            Action::CreateJob(job) => println!("  create Job {}", job.name_any()),
+            Action::CreateJob(order) => println!("  create Job {}", order.job.name_any()),
             Action::DeleteJob { job, why, .. } => println!("  delete Job {}: {why}", job.name),
             Action::AbortScrub { .. } => {}
         }

@@ -31,10 +31,14 @@ const LOG_PERIOD: Duration = Duration::from_secs(5);
 /// The bar on a terminal moves so often.
 const BAR_PERIOD: Duration = Duration::from_millis(200);
 
+/// Exit code of `scrub` where nothing was wrong but the moment: the volume is in use, read-only, other storage, or not
+/// there. `EX_TEMPFAIL` of sysexits.h. The classic scripts know 0 and 1 only.
+const HELD: u8 = 75;
+
 /// `scrub`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The volume must be free: a mounted device, or one that anybody holds, is left alone. `quick` leaves all data but signatures on the device."
+    after_help = "The volume must be free: a mounted device, or one that anybody holds, is left alone. `quick` leaves all data but signatures on the device.\n\nExit code: 0 when it was scrubbed, 75 when it was left alone because it is in use, read-only, not there or other storage than --volume-id says, 2 for wrong arguments, 1 for anything else."
 )]
 pub(super) struct ScrubArgs {
     /// zero, discard, shred or quick for a block device; fsclean for a mounted filesystem
@@ -63,6 +67,8 @@ struct Task {
     expected: Option<VolumeId>,
     bytes_per_second: Option<NonZeroU64>,
     scan: ScanSettings,
+    /// A hold has an exit code of its own.
+    tells_holds: bool,
 }
 
 /// A script of the classic image.
@@ -150,10 +156,24 @@ pub(super) fn run(args: &ScrubArgs) -> anyhow::Result<ExitCode> {
         ),
         cleaner => cleaner,
     };
-    let mut task = task(cleaner, args.device.clone(), args.volume_id.clone())?;
+    let mut task = match task(cleaner, args.device.clone(), args.volume_id.clone()) {
+        Ok(task) => task,
+        Err(error) if is_absent(&error) => {
+            eprintln!("local-volume-provisioner: {error:#}");
+            return Ok(ExitCode::from(HELD));
+        }
+        Err(error) => return Err(error),
+    };
+    task.tells_holds = true;
     task.bytes_per_second = args.scrub_bandwidth;
     task.scan.host_mountinfo = args.host_mountinfo.clone();
     scrub(&task)
+}
+
+/// Whether the volume is not there: it may have been pulled out, and may come back.
+fn is_absent(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// The task that arguments and environment describe.
@@ -181,6 +201,7 @@ fn task(cleaner: Cleaner, volume: Option<PathBuf>, volume_id: Option<String>) ->
         expected,
         bytes_per_second: None,
         scan: ScanSettings::default(),
+        tells_holds: false,
     })
 }
 
@@ -199,6 +220,10 @@ fn scrub(task: &Task) -> anyhow::Result<ExitCode> {
         Ok(()) => {
             info!(%volume, took = ?began.elapsed(), "scrubbed");
             Ok(ExitCode::SUCCESS)
+        }
+        Err(ScrubError::Held(held)) if task.tells_holds => {
+            eprintln!("local-volume-provisioner: {volume} was not scrubbed: {held}");
+            Ok(ExitCode::from(HELD))
         }
         Err(ScrubError::Held(held)) => bail!("{volume} was not scrubbed: {held}"),
         Err(ScrubError::Failed(error)) => Err(error.context(format!("{volume} was not scrubbed"))),

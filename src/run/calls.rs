@@ -6,7 +6,7 @@ use kube::api::Api;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Arc, Daemon, Duration, Ownership, Plan, start};
+use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
 use crate::api::{self, WriteError};
 use crate::cluster::ClaimRef;
 use crate::events;
@@ -173,13 +173,24 @@ impl Daemon {
             progress,
             cancel,
         };
+        let jobs = self
+            .jobs_known()
+            .then(|| (self.client.clone(), self.settings.namespace.clone()));
+        let shared = self.shared.clone();
         self.tasks.spawn(async move {
             let began = Instant::now();
             let order = Box::new(scrubber.order.clone());
-            let result = match tokio::task::spawn_blocking(move || scrubber.run()).await {
-                Ok(result) => result,
-                Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
+            let run = async {
+                // The watch does not show one that lacks its label.
+                if let Some((client, namespace)) = jobs {
+                    jobs::none_at_work(&client, &namespace, &order.pv.name, &shared).await?;
+                }
+                match tokio::task::spawn_blocking(move || scrubber.run()).await {
+                    Ok(result) => result,
+                    Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
+                }
             };
+            let result = run.await;
             Done::Scrubbed {
                 order,
                 result,

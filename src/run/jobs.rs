@@ -1,60 +1,311 @@
-//! Cleaning Jobs: making them, deleting them, and counting how they ended.
+//! Cleaning Jobs: whether they may be read, making and deleting them, and counting how they ended.
+
+mod look;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::Api;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::settle::Done;
-use super::{Daemon, plan};
+use super::{Daemon, Duration, Plan, plan};
 use crate::api::{self, WriteError};
-use crate::cluster::{CleaningJob, JobProgress};
+use crate::cluster::{CleaningJob, JobProgress, Jobs, cleaning_job};
+use crate::config::Config;
 use crate::memory::{Scrub, ScrubState, scrub_backoff};
 use crate::metrics::By;
+use crate::plan::{FailureCause, JobOrder, State};
+use crate::reason::Held;
+use crate::scrub::ScrubError;
+use crate::watch::{self, Shared};
+use look::look_at;
+
+/// Between two questions for the permission to read Jobs, however often the answer and what comes of it differ.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+/// What a call for the permission is known by.
+const PERMISSION: &str = "the permissions for Jobs";
+
+/// Reading Jobs, as far as that is permitted.
+pub(super) struct Reading {
+    /// The watch, while it runs. It ends with the verb that is refused.
+    pub(super) watch: tokio::task::JoinSet<&'static str>,
+    /// The permission is to be asked for.
+    to_ask: bool,
+    asked: Instant,
+    /// When the Jobs that the watch does not show were read.
+    read: Instant,
+}
+
+impl Reading {
+    pub(super) fn new() -> Self {
+        Self {
+            watch: tokio::task::JoinSet::new(),
+            to_ask: false,
+            asked: Instant::now(),
+            read: Instant::now(),
+        }
+    }
+}
+
+/// How the creation of a Job ended.
+pub(super) enum Made {
+    /// It was created.
+    Created(Box<Job>),
+    /// The device shows what the Job would be held by: it was not created.
+    Held(Held),
+    /// There is a Job of that name.
+    Exists(Option<Box<Job>>),
+    /// The server refused.
+    Refused(WriteError),
+}
 
 impl Daemon {
-    pub(super) fn create_job(&mut self, mut job: Job) {
-        let label = |key: &str| job.metadata.labels.as_ref().and_then(|labels| labels.get(key).cloned());
-        let Some(pv) = label("pv") else { return };
-        crate::job::note_start(&mut job, Timestamp::now());
-        info!(%pv, job = job.metadata.name.as_deref().unwrap_or_default(), "creating cleaning Job");
-        let client = self.client.clone();
-        self.call(&pv.clone(), async move {
-            let result = api::create_job(&client, &job).await;
-            Done::MadeJob { pv, result }
-        });
-    }
-
-    pub(super) fn delete_job(&mut self, pv: String, job: CleaningJob, why: &str) {
-        info!(%pv, job = %job.name, %why, "deleting cleaning Job");
-        let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
-        self.call(&pv.clone(), async move {
-            let result = api::delete_job(&client, &namespace, &job).await;
-            let job = Box::new(job);
-            Done::DeletedJob { pv, job, result }
-        });
-    }
-
-    pub(super) fn job_made(&mut self, pv: &str, result: Result<Job, WriteError>) {
-        self.memory.in_flight.remove(pv);
-        match result {
-            Ok(job) => {
-                self.memory.retries.remove(pv);
-                self.shared.update(|store| store.job_made(&job));
+    /// Takes in whether Jobs may be read: the verb that is refused, if any.
+    pub(super) fn take_job_permission(&mut self, refused: Option<&'static str>) {
+        self.jobs.asked = Instant::now();
+        self.jobs.to_ask = false;
+        match refused {
+            Some(verb) => self.shared.update(|store| store.jobs_unreadable(verb)),
+            None if self.jobs.watch.is_empty() => {
+                let namespace = self.settings.namespace.clone();
+                let watch = watch::jobs(self.client.clone(), self.shared.clone(), namespace);
+                self.jobs.watch.spawn(watch);
             }
-            // One that exists and is not shown by the watch is not ours to end; the volume waits for it.
-            Err(err) => self.failed(pv, &err, "create the cleaning Job of"),
+            None => {}
         }
     }
 
-    pub(super) fn job_deleted(&mut self, pv: &str, job: &CleaningJob, result: Result<(), WriteError>) {
+    /// The watch of Jobs has ended, which it does when it is not permitted any more.
+    pub(super) fn jobs_refused(&mut self, verb: &'static str) {
+        let namespace = &self.settings.namespace;
+        warn!(%verb, %namespace, "Jobs cannot be read any more: not permitted");
+        self.shared.update(|store| store.jobs_unreadable(verb));
+        self.jobs.to_ask = true;
+    }
+
+    /// The configuration changes: with useJobForCleaning Jobs must be readable.
+    pub(super) fn jobs_configured(&mut self, before: Option<&Config>, now: &Config) {
+        let turned_on = now.use_job_for_cleaning && before.is_some_and(|before| !before.use_job_for_cleaning);
+        self.jobs.to_ask |= turned_on;
+    }
+
+    /// Asks again for the permission to read Jobs when it may have changed and when a volume waits for it, and reads
+    /// those that the watch does not show. An idle node does neither.
+    pub(super) fn follow_jobs(&mut self, plan: &Plan) {
+        let period = self.settings.limits.discovery_period;
+        if self.jobs.watch.is_empty() {
+            let unreadable = !self.jobs_known();
+            let uses_jobs = self.config.as_ref().is_some_and(|config| config.use_job_for_cleaning);
+            let waits = |volume: &plan::Volume| match volume.state {
+                State::Held(Held::CleanerUnavailable(_)) => uses_jobs,
+                // One that was at work when the permission was lost.
+                State::Held(Held::JobRunning(_)) => true,
+                _ => false,
+            };
+            let waited_for = unreadable && plan.volumes.iter().any(waits);
+            let pause = if self.jobs.to_ask {
+                ASK_PAUSE.min(period)
+            } else {
+                period
+            };
+            if (self.jobs.to_ask || waited_for) && self.jobs.asked.elapsed() >= pause {
+                self.ask_for_jobs();
+            }
+        }
+        let mut names = self.shared.store().doubtful_jobs().clone();
+        if self.jobs.read.elapsed() >= period {
+            self.jobs.read = Instant::now();
+            names.extend(self.shared.store().unwatched_jobs());
+        }
+        for (name, uid) in names {
+            self.read_job(name, uid);
+        }
+    }
+
+    fn ask_for_jobs(&mut self) {
+        if self.memory.in_flight.contains(PERMISSION) {
+            return;
+        }
+        self.jobs.asked = Instant::now();
+        let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
+        self.call(
+            PERMISSION,
+            async move { Done::JobPermission(ask(client, namespace).await) },
+        );
+    }
+
+    pub(super) fn job_permission(&mut self, result: Result<Option<&'static str>, WriteError>) {
+        self.memory.in_flight.remove(PERMISSION);
+        match result {
+            Ok(refused) => {
+                if refused.is_none() {
+                    info!("Jobs can be read now");
+                }
+                self.take_job_permission(refused);
+            }
+            Err(error) => warn!(%error, "cannot ask for the permissions for Jobs"),
+        }
+    }
+
+    /// Whether Jobs can be read.
+    pub(super) fn jobs_known(&self) -> bool {
+        !matches!(self.shared.store().cluster().jobs, Jobs::Unreadable { .. })
+    }
+
+    /// Reads a Job that the watch does not show.
+    fn read_job(&mut self, name: String, uid: String) {
+        let key = format!("job {name}");
+        let waits = self
+            .memory
+            .retries
+            .get(&key)
+            .is_some_and(|retry| retry.due > self.now());
+        if waits || self.memory.in_flight.contains(&key) {
+            return;
+        }
+        let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
+        self.call(&key, async move {
+            let result = api::job_named(&client, &namespace, &name).await;
+            Done::ReadJob { name, uid, result }
+        });
+    }
+
+    pub(super) fn job_read(&mut self, name: &str, uid: &str, result: Result<Option<Job>, WriteError>) {
+        let key = format!("job {name}");
+        self.memory.in_flight.remove(&key);
+        match result {
+            Ok(found) => {
+                self.memory.retries.remove(&key);
+                self.shared
+                    .update(|store| store.job_read_by_name(name, uid, found.as_ref()));
+            }
+            Err(error) => {
+                self.memory
+                    .write_failed(&key, error.to_string(), self.started.elapsed());
+            }
+        }
+    }
+
+    pub(super) fn create_job(&mut self, mut order: JobOrder) {
+        let client = self.client.clone();
+        let (namespace, scan) = (self.settings.namespace.clone(), self.settings.scan.clone());
+        self.call(&order.pv.clone(), async move {
+            let made = match look_at(&order.device, &scan).await {
+                Some(held) => Made::Held(held),
+                None => {
+                    crate::job::note_start(&mut order.job, Timestamp::now());
+                    create(&client, &namespace, &order).await
+                }
+            };
+            let order = Box::new(order);
+            Done::MadeJob { order, made }
+        });
+    }
+
+    pub(super) fn job_made(&mut self, order: &JobOrder, made: Made) {
+        let name = crate::job::name(&order.pv);
+        self.memory.in_flight.remove(&order.pv);
+        let held = match made {
+            Made::Created(job) => {
+                info!(pv = %order.pv, job = %name, "cleaning Job created");
+                return self.shared.update(|store| store.job_found(&job));
+            }
+            Made::Held(held) => held,
+            // Between two looks: the next pass makes it.
+            Made::Exists(None) => return,
+            Made::Exists(Some(job)) => {
+                self.shared.update(|store| store.job_found(&job));
+                let ended = |(_, job): &(String, CleaningJob)| job.progress != JobProgress::AtWork;
+                if cleaning_job(&job)
+                    .filter(ended)
+                    .is_none_or(|(_, job)| !job.is_foreign())
+                {
+                    return; // It is known now, and the next pass judges it.
+                }
+                let namespace = &self.settings.namespace;
+                Held::CleanerUnavailable(format!(
+                    "its cleaning Job cannot be made, because there is one called {name} that is not the provisioner's (it lacks the labels pv and pvuuid) and has ended; delete it: kubectl -n {namespace} delete job {name}"
+                ))
+            }
+            Made::Refused(error) => Held::CleanerUnavailable(self.refused_job("create", &name, &error)),
+        };
+        self.hold_job_back(&order.pv, &order.pv_uid, order.claim_uid.as_deref(), held);
+    }
+
+    fn refused_job(&self, verb: &str, name: &str, error: &WriteError) -> String {
+        let namespace = &self.settings.namespace;
+        let advice = match error {
+            // Also a 403, and no Role helps.
+            WriteError::Forbidden(why) if why.contains("exceeded quota") => "; raise the ResourceQuota".to_owned(),
+            WriteError::Absent => format!("; MY_NAMESPACE is {namespace}: create that namespace"),
+            WriteError::Forbidden(_) => format!(
+                "; grant the verb {verb} on jobs in namespace {namespace} with a Role (deploy/kubernetes/rbac.yaml); it goes on without a restart"
+            ),
+            _ => "; it is tried again".to_owned(),
+        };
+        format!("cannot {verb} cleaning Job {name} in namespace {namespace}: {error}{advice}")
+    }
+
+    fn hold_job_back(&mut self, pv: &str, uid: &str, claim_uid: Option<&str>, held: Held) {
+        let now = self.now();
+        let known = self.memory.scrubs.get(uid).and_then(|scrub| scrub.last_hold.as_ref());
+        if known != Some(&held) {
+            info!(%pv, %held, "cleaning Job held back");
+        }
+        self.memory.hold_back(uid, claim_uid, held, now);
+    }
+
+    pub(super) fn delete_job(&mut self, pv: String, job: CleaningJob, cause: Option<FailureCause>, why: &str) {
+        info!(%pv, job = %job.name, %why, "deleting cleaning Job");
+        let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
+        let scan = self.settings.scan.clone();
+        self.call(&pv.clone(), async move {
+            let held = match cause {
+                None => None,
+                Some(FailureCause::Held(held)) => Some(held),
+                Some(FailureCause::Device(device)) => look_at(&device, &scan).await,
+            };
+            let result = api::delete_job(&client, &namespace, &job).await;
+            let job = Box::new(job);
+            Done::DeletedJob { pv, job, held, result }
+        });
+    }
+
+    pub(super) fn job_deleted(
+        &mut self,
+        pv: &str,
+        job: &CleaningJob,
+        held: Option<Held>,
+        result: Result<(), WriteError>,
+    ) {
         self.memory.in_flight.remove(pv);
         match result {
             Ok(()) | Err(WriteError::Absent) => {}
             // Also where it is not as it was: the watch shows how it is, in a moment.
-            Err(err) => return self.failed(pv, &err, "delete the cleaning Job of"),
+            Err(error) => return self.job_not_deleted(pv, job, &error),
         }
         self.memory.retries.remove(pv);
-        self.count_job(pv, job);
+        match held {
+            // No failure: it is judged anew after a pause.
+            Some(held) => self.hold_job_back(pv, &job.pv_uid, job.claim_uid.as_deref(), held),
+            None => self.count_job(pv, job),
+        }
+    }
+
+    fn job_not_deleted(&mut self, pv: &str, job: &CleaningJob, error: &WriteError) {
+        let waits_for_it = {
+            let store = self.shared.store();
+            let returning = |pv: &crate::cluster::Pv| pv.deleting || pv.phase == crate::cluster::Phase::Released;
+            let live = store.cluster().pvs.get(pv);
+            live.is_some_and(|pv| pv.uid == job.pv_uid && returning(pv))
+        };
+        if waits_for_it && matches!(error, WriteError::Forbidden(_)) {
+            let held = Held::CleanerUnavailable(self.refused_job("delete", &job.name, error));
+            return self.hold_job_back(pv, &job.pv_uid, job.claim_uid.as_deref(), held);
+        }
+        self.failed(pv, error, "delete the cleaning Job of");
     }
 
     /// A Job that has ended is counted when it goes: once.
@@ -80,18 +331,65 @@ impl Daemon {
                 };
                 let failures = self.memory.scrubs.get(&pv.uid).map_or(0, |scrub| scrub.failures) + 1;
                 warn!(pv = %pv.name, failures, %error, "cleaning Job failed; it is tried again");
+                let error = format!("Job {} failed: {error}", job.name);
                 let scrub = Scrub {
                     claim_uid: pv.claim_uid().map(str::to_owned),
                     failures,
                     held_back: 0,
-                    last_hold: None,
+                    last_hold: Some(Held::ScrubFailed {
+                        error: error.clone(),
+                        failures,
+                    }),
                     state: ScrubState::Failed {
                         due: now + scrub_backoff(failures),
-                        error: format!("Job {} failed: {error}", job.name),
+                        error,
                     },
                 };
                 self.memory.scrubs.insert(pv.uid, scrub);
             }
         }
+    }
+}
+
+/// Which verb keeps Jobs from being read.
+pub(super) async fn ask(client: Client, namespace: String) -> Result<Option<&'static str>, WriteError> {
+    let jobs: Api<Job> = Api::namespaced(client, &namespace);
+    api::refused_to_watch(&jobs, "batch", "jobs", Some(&namespace)).await
+}
+
+async fn create(client: &Client, namespace: &str, order: &JobOrder) -> Made {
+    match api::create_job(client, &order.job).await {
+        Ok(job) => Made::Created(Box::new(job)),
+        Err(WriteError::Exists) => match api::job_named(client, namespace, &crate::job::name(&order.pv)).await {
+            Ok(found) => Made::Exists(found.map(Box::new)),
+            Err(error) => Made::Refused(error),
+        },
+        Err(error) => Made::Refused(error),
+    }
+}
+
+/// No Job is at work under the name of a PV's cleaning Job, whatever its labels.
+///
+/// # Errors
+/// `Held`: one is, or nobody can say.
+pub(super) async fn none_at_work(
+    client: &Client,
+    namespace: &str,
+    pv: &str,
+    shared: &Shared,
+) -> Result<(), ScrubError> {
+    let job = match api::job_named(client, namespace, &crate::job::name(pv)).await {
+        // None are known of then, and the watch will say so.
+        Ok(None) | Err(WriteError::Forbidden(_)) => return Ok(()),
+        Ok(Some(job)) => job,
+        Err(error) => {
+            let held = Held::Unreadable(format!("its cleaning Job cannot be looked for: {error}"));
+            return Err(ScrubError::Held(held));
+        }
+    };
+    shared.update(|store| store.job_found(&job));
+    match cleaning_job(&job).filter(|(_, job)| job.progress == JobProgress::AtWork) {
+        Some((_, job)) => Err(ScrubError::Held(Held::JobRunning(job.name))),
+        None => Ok(()),
     }
 }

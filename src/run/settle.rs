@@ -5,13 +5,14 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::jobs::Made;
 use super::{Daemon, Duration, Plan};
 use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
-use crate::memory::{ClaimReading, ClaimState, ScrubState, api_backoff, scrub_backoff};
+use crate::memory::{ClaimReading, ClaimState, ScrubState, scrub_backoff};
 use crate::metrics::By;
-use crate::plan::{Notice, PvRef, ScrubOrder, Severity};
+use crate::plan::{JobOrder, Notice, PvRef, ScrubOrder, Severity};
 use crate::reason::Held;
 use crate::recycle::Clean;
 use crate::scrub::ScrubError;
@@ -56,13 +57,22 @@ pub(super) enum Done {
         event: Option<(String, i32)>,
     },
     Mode(Result<Mode, WriteError>),
+    JobPermission(Result<Option<&'static str>, WriteError>),
+    ReadJob {
+        name: String,
+        /// Of the one that was known.
+        uid: String,
+        result: Result<Option<k8s_openapi::api::batch::v1::Job>, WriteError>,
+    },
     MadeJob {
-        pv: String,
-        result: Result<k8s_openapi::api::batch::v1::Job, WriteError>,
+        order: Box<JobOrder>,
+        made: Made,
     },
     DeletedJob {
         pv: String,
         job: Box<CleaningJob>,
+        /// The hold that made it fail.
+        held: Option<Held>,
         result: Result<(), WriteError>,
     },
 }
@@ -113,8 +123,10 @@ impl Daemon {
                 }
             }
             Done::Mode(result) => self.take_mode(result),
-            Done::MadeJob { pv, result } => self.job_made(&pv, result),
-            Done::DeletedJob { pv, job, result } => self.job_deleted(&pv, &job, result),
+            Done::JobPermission(result) => self.job_permission(result),
+            Done::ReadJob { name, uid, result } => self.job_read(&name, &uid, result),
+            Done::MadeJob { order, made } => self.job_made(&order, made),
+            Done::DeletedJob { pv, job, held, result } => self.job_deleted(&pv, &job, held, result),
         }
     }
 
@@ -305,12 +317,7 @@ impl Daemon {
             }
             Err(ScrubError::Held(held)) => {
                 debug!(pv = %name, %held, "scrub held back");
-                scrub.held_back += 1;
-                scrub.last_hold = Some(held.clone());
-                scrub.state = ScrubState::HeldBack {
-                    due: now + api_backoff(scrub.held_back),
-                    held,
-                };
+                self.memory.hold_back(uid, order.claim_uid.as_deref(), held, now);
             }
             Err(ScrubError::Cancelled) => {
                 info!(pv = %name, "scrub stopped");

@@ -5,13 +5,11 @@ use super::{
     Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 
 use crate::api::{self, WriteError};
 use crate::memory::api_backoff;
-use crate::store::Store;
 use crate::wakes::MountTables;
 use crate::watch;
 
@@ -46,6 +44,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         watched_pvs: None,
         unwatched_read: Instant::now(),
         mode_asked: Instant::now(),
+        jobs: super::jobs::Reading::new(),
         node_watched: false,
         node_read: None,
         config: None,
@@ -87,29 +86,21 @@ impl Daemon {
             .spawn(watch::storage_classes(client.clone(), shared.clone()));
         self.node_watched = self
             .until("ask for the permissions", |client, _| async move {
-                api::may_watch(&Api::<Node>::all(client), "", "nodes", None).await
+                api::refused_to_watch(&Api::<Node>::all(client), "", "nodes", None).await
             })
-            .await;
+            .await
+            .is_none();
         if self.node_watched {
             let name = self.settings.node_name.clone();
-            self.watches.spawn(watch::node(client.clone(), shared.clone(), name));
+            self.watches.spawn(watch::node(client, shared, name));
         }
         // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
-        let reads_jobs = self
+        let refused = self
             .until("ask for the permissions", |client, settings| {
-                let namespace = settings.namespace.clone();
-                async move {
-                    let jobs: Api<Job> = Api::namespaced(client, &namespace);
-                    api::may_watch(&jobs, "batch", "jobs", Some(&namespace)).await
-                }
+                super::jobs::ask(client, settings.namespace.clone())
             })
             .await;
-        if reads_jobs {
-            let namespace = self.settings.namespace.clone();
-            self.watches.spawn(watch::jobs(client, shared, namespace));
-        } else {
-            shared.update(Store::jobs_unreadable);
-        }
+        self.take_job_permission(refused);
     }
 
     /// Watches the PVs in the way that fits the permissions, the node's hostname label, and whether PVs are named by the

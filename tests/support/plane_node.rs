@@ -145,6 +145,8 @@ pub struct Node {
     pub admin: kube::Client,
     dir: tempfile::TempDir,
     pub settings: std::cell::RefCell<Settings>,
+    /// Whom the daemon runs as, if not the world's user.
+    pub user: std::cell::RefCell<Option<String>>,
     daemon: std::cell::RefCell<Option<Running>>,
 }
 
@@ -186,6 +188,7 @@ impl Node {
             admin: plane.client().await?,
             dir,
             settings: settings.into(),
+            user: None.into(),
             daemon: None.into(),
         };
         // Its hostname label is not its name, as on some clouds.
@@ -277,8 +280,10 @@ impl Node {
 
     /// Starts the daemon.
     pub async fn start(&self) -> Result<()> {
+        let user = self.user.borrow().clone();
+        let user = user.as_deref().unwrap_or(self.world.user);
         let config = kube::Config::from_custom_kubeconfig(
-            kube::config::Kubeconfig::read_from(self.plane.kubeconfig_of(self.world.user)?)?,
+            kube::config::Kubeconfig::read_from(self.plane.kubeconfig_of(user)?)?,
             &kube::config::KubeConfigOptions::default(),
         )
         .await?;

@@ -3,6 +3,8 @@
 use super::world::*;
 use crate::cluster::{JobProgress, Jobs, Mode};
 use crate::names;
+use crate::plan::{FailureCause, JobDevice};
+use crate::reason::Held;
 
 const MAKE: &str = "create Job cleanup-pv-disk";
 
@@ -73,8 +75,112 @@ fn a_job_is_only_made_where_it_can_be_read_and_run() {
         w.job_image = None;
         w.expect(&[], &["disk held cleaner-unavailable"], &["pv-disk VolumeFailedDelete"]);
         w.job_image = Some("image");
-        w.cluster.jobs = Jobs::Unreadable;
+        w.cluster.jobs = Jobs::Unreadable {
+            verb: "list",
+            left: std::collections::BTreeMap::new(),
+        };
         w.expect(&[], &["disk held cleaner-unavailable"], &["pv-disk VolumeFailedDelete"]);
+    }
+}
+
+#[test]
+fn a_lost_permission_names_the_verb_and_forgets_no_job_at_work() {
+    for (mut w, _) in worlds() {
+        let left = [("pv-disk".to_owned(), job("pv-disk", "uid-disk", JobProgress::AtWork))];
+        w.cluster.jobs = Jobs::Unreadable {
+            verb: "watch",
+            left: left.into(),
+        };
+        let held = w.plan().volumes[0].state.reason().unwrap();
+        assert!(
+            held.contains("verb watch on jobs in namespace storage is not granted"),
+            "{held}"
+        );
+        w.config.use_job_for_cleaning = false;
+        w.expect(&[], &["disk held job-running"], &["pv-disk VolumeFailedDelete"]);
+    }
+}
+
+/// What a failed Job is deleted with.
+fn causes(w: &World) -> Vec<FailureCause> {
+    let cause = |action: crate::plan::Action| match action {
+        crate::plan::Action::DeleteJob { cause, .. } => cause.map(|cause| *cause),
+        _ => None,
+    };
+    w.plan().actions.into_iter().filter_map(cause).collect()
+}
+
+#[test]
+fn a_job_that_failed_by_a_hold_has_not_failed() {
+    for (mut w, _) in worlds() {
+        w.job(
+            "pv-disk",
+            job("pv-disk", "uid-disk", JobProgress::Failed("exit".into())),
+        );
+        let device = JobDevice {
+            path: "/discover/raw/disk".into(),
+            expected: Some(id("device wwn=a")),
+        };
+        assert_eq!(causes(&w), [FailureCause::Device(device)]);
+        w.pod("pv-disk", 0, "/");
+        assert!(matches!(&causes(&w)[..], [FailureCause::Held(Held::InUse(_))]));
+        w.expect(
+            &["delete Job cleanup-pv-disk"],
+            &["disk held in-use"],
+            &["pv-disk VolumeFailedDelete"],
+        );
+    }
+}
+
+#[test]
+fn a_job_that_does_not_start_is_told_and_waited_for() {
+    for (mut w, _) in worlds() {
+        let mut waiting = job("pv-disk", "uid-disk", JobProgress::AtWork);
+        waiting.started = false;
+        w.job("pv-disk", waiting.clone());
+        w.memory.note_jobs(&w.cluster.jobs, w.now);
+        w.expect(&[], &["disk scrubbing"], &[]);
+        assert_eq!(w.plan().wake_at, Some(w.now + w.limits.grace_period));
+        w.now += w.limits.grace_period;
+        w.memory.note_jobs(&w.cluster.jobs, w.now);
+        w.expect(&[], &["disk held job-pending"], &["pv-disk VolumeFailedDelete"]);
+        // Its deadline is no failure of the scrub.
+        waiting.progress = JobProgress::Failed("Job was active longer than specified deadline".into());
+        waiting.timed_out = true;
+        w.job("pv-disk", waiting.clone());
+        assert!(matches!(
+            &causes(&w)[..],
+            [FailureCause::Held(Held::JobPending { timed_out: true, .. })]
+        ));
+        waiting.started = true;
+        w.job("pv-disk", waiting);
+        assert!(matches!(&causes(&w)[..], [FailureCause::Device(_)]));
+    }
+}
+
+#[test]
+fn what_held_the_last_job_is_told_until_the_next_is_made() {
+    for (mut w, _) in worlds() {
+        let pv = w.cluster.pvs["pv-disk"].clone();
+        w.memory
+            .hold_back(&pv.uid, pv.claim_uid(), Held::InUse("pod".into()), w.now);
+        w.expect(&[], &["disk held in-use"], &["pv-disk VolumeFailedDelete"]);
+        w.now += secs(1);
+        w.expect(&[MAKE], &["disk held in-use"], &["pv-disk VolumeFailedDelete"]);
+        w.job("pv-disk", job("pv-disk", "uid-disk", JobProgress::AtWork));
+        w.expect(&[], &["disk scrubbing"], &["pv-disk VolumeFailedDelete"]);
+    }
+}
+
+#[test]
+fn a_foreign_job_is_waited_for_and_never_deleted() {
+    for (mut w, _) in worlds() {
+        let mut foreign = job("pv-disk", "", JobProgress::AtWork);
+        foreign.watched = false;
+        w.job("pv-disk", foreign.clone());
+        w.expect(&[], &["disk held job-running"], &["pv-disk VolumeFailedDelete"]);
+        w.config.use_job_for_cleaning = false;
+        w.expect(&[], &["disk held job-running"], &["pv-disk VolumeFailedDelete"]);
     }
 }
 

@@ -295,7 +295,7 @@ fn in_words(action: &Action) -> String {
         }
         Action::AbortScrub { uid, .. } => format!("abort {uid}"),
         Action::ReadClaim(claim) => format!("read {claim}"),
-        Action::CreateJob(job) => format!("create Job {}", job.metadata.name.as_deref().unwrap_or_default()),
+        Action::CreateJob(order) => format!("create Job {}", order.job.metadata.name.as_deref().unwrap_or_default()),
         Action::DeleteJob { job, .. } => format!("delete Job {}", job.name),
     }
 }
@@ -524,6 +524,10 @@ pub(super) fn job(pv: &str, pv_uid: &str, progress: JobProgress) -> CleaningJob 
         claim_uid: None,
         hostname: Some("host1".into()),
         deleting: false,
+        watched: true,
+        created: None,
+        started: true,
+        timed_out: false,
         progress,
         took: None,
     }
