@@ -289,7 +289,7 @@ pub struct Pv {
 }
 
 /// The annotations that are kept of a PV.
-const KEPT_ANNOTATIONS: [&str; 10] = [
+const KEPT_ANNOTATIONS: [&str; 11] = [
     names::PROVISIONED_BY,
     names::BOUND_BY_CONTROLLER,
     names::VOLUME_ID,
@@ -300,6 +300,7 @@ const KEPT_ANNOTATIONS: [&str; 10] = [
     names::RESOLVE,
     names::RETAINED,
     names::LEAVING,
+    names::CHECKPOINT,
 ];
 
 /// A PV whose phase changed last within this time of its creation has never been bound: the first change is to

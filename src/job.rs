@@ -1,6 +1,7 @@
 //! The Job that scrubs a block device with `useJobForCleaning`, field by field as the classic program makes it.
 
 use std::ffi::OsStr;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
@@ -16,6 +17,9 @@ use crate::observed::DirectoryKey;
 
 /// What the Job's scrub is told besides the classic `LOCAL_PV_BLKDEVICE`: the identity to be met, as on the PV.
 pub const VOLUME_ID_VARIABLE: &str = "LOCAL_PV_VOLUME_ID";
+/// `--scrub-bandwidth` of the provisioner, in bytes per second, for the Job's scrub. A variable and no argument: the
+/// command may be any program's.
+pub const BANDWIDTH_VARIABLE: &str = "LOCAL_PV_SCRUB_BANDWIDTH";
 /// Annotation: UID of the claim that the PV was released from. A PV keeps its UID when its claimRef is cleared by hand
 /// and it is bound again; the Job of the earlier release must not count for the later one.
 pub const CLAIM_UID: &str = "local-volume-provisioner/claim-uid";
@@ -35,6 +39,8 @@ pub struct CleaningJob<'a> {
     pub claim_uid: Option<&'a str>,
     /// The volume id that is noted on it.
     pub volume_id: Option<&'a str>,
+    /// How many bytes per second to wipe at most.
+    pub bytes_per_second: Option<NonZeroU64>,
     /// Where the device is.
     pub directory: &'a DirectoryKey,
     /// The entry's name.
@@ -108,6 +114,8 @@ fn pod(job: &CleaningJob<'_>, device: String) -> PodSpec {
     };
     let mut env = vec![variable("LOCAL_PV_BLKDEVICE", device)];
     env.extend(job.volume_id.map(|id| variable(VOLUME_ID_VARIABLE, id.to_owned())));
+    let rate = job.bytes_per_second;
+    env.extend(rate.map(|rate| variable(BANDWIDTH_VARIABLE, rate.to_string())));
     let host_path = |name: &str, path: &Path| Volume {
         name: name.to_owned(),
         host_path: Some(HostPathVolumeSource {
@@ -180,6 +188,7 @@ mod tests {
             pv_uid: "u-1",
             claim_uid: Some("c-1"),
             volume_id: Some("device wwn=1"),
+            bytes_per_second: NonZeroU64::new(50_000_000),
             directory: &directory,
             entry: OsStr::new("disk 1"),
             command: &command,
@@ -208,7 +217,8 @@ mod tests {
             "spec": {"backoffLimit": 2, "template": {"spec": {
                 "containers": [{"name": "cleaner", "image": "image:1", "command": ["/scripts/shred.sh", "2"],
                     "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/container/disk 1"},
-                        {"name": "LOCAL_PV_VOLUME_ID", "value": "device wwn=1"}],
+                        {"name": "LOCAL_PV_VOLUME_ID", "value": "device wwn=1"},
+                        {"name": "LOCAL_PV_SCRUB_BANDWIDTH", "value": "50000000"}],
                     "securityContext": {"privileged": true},
                     "volumeMounts": [{"name": "mount", "mountPath": "/mnt/container"}, {"name": "devdir", "mountPath": "/dev"}]}],
                 "volumes": [{"name": "mount", "hostPath": {"path": "/mnt/host"}}, {"name": "devdir", "hostPath": {"path": "/dev"}}],

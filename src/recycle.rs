@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Client;
 use kube::api::Api;
 use tokio::runtime::Handle;
+use tracing::info;
 
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
@@ -17,9 +18,11 @@ use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
 use crate::observed::{DeviceFacts, HostView};
-use crate::plan::{ScrubKind, ScrubOrder};
+use crate::plan::{PvPatch, PvRef, ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
+use crate::scrub::block::Marks;
+use crate::scrub::checkpoint::{self, Checkpoint, Notes, Position, Wipe};
 use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
 use crate::scrub::limits::{IdlePriority, Limits, Steering};
@@ -46,6 +49,10 @@ pub struct Scrubber {
     pub progress: Progress,
     /// Stops it.
     pub cancel: Cancel,
+    /// Where it notes how far a wipe is; `None` where nothing can be noted on PVs.
+    pub notes: Option<Notes>,
+    /// Nothing has happened in this process that a checkpoint of an interrupted wipe does not outlive.
+    pub may_resume: bool,
 }
 
 /// A volume that is clean.
@@ -77,7 +84,7 @@ impl Scrubber {
         let mount = examine_filesystem(&root, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
             self.check_mounts(&mount)?;
-            self.check_pv()
+            self.check_pv().map(drop)
         };
         let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
         let stamp = stamp(&outcome);
@@ -128,7 +135,7 @@ impl Scrubber {
         };
         match command::resolve(cleaner, &self.order.command) {
             Cleaner::Command(words) => {
-                check()?;
+                self.begin(&mut check, |_| Err("a command leaves and takes none".into()))?;
                 // mkfs, wipefs and blkdiscard want it exclusively themselves.
                 drop(device);
                 let invocation = Invocation {
@@ -140,8 +147,34 @@ impl Scrubber {
                 command::run(&invocation, &self.cancel)?;
             }
             native => {
+                let wipe = self.resumable(&native, &facts);
+                let mut start = || {
+                    self.begin(&mut check, |noted| {
+                        let wipe = wipe.as_ref().ok_or("this wipe cannot be resumed")?;
+                        let position = wipe.resume(noted)?;
+                        block::is_wiped_before(&device.file, &native, position)
+                            .map_err(|error| format!("what it says is wiped is not: {error}"))?;
+                        Ok(position)
+                    })
+                };
+                let note = |position| {
+                    if let (Some(notes), Some(wipe)) = (&self.notes, wipe.clone()) {
+                        notes.put(Checkpoint { wipe, position });
+                    }
+                };
+                let marks = wipe.as_ref().map(|_| Marks {
+                    cadence: self.limits.checkpoints,
+                    note: &note,
+                });
                 let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);
-                block::wipe(&native, &device.file, facts.capacity_bytes, &mut check, &steering)?;
+                block::wipe_from(
+                    &native,
+                    &device.file,
+                    facts.capacity_bytes,
+                    &mut start,
+                    marks,
+                    &steering,
+                )?;
             }
         }
         Ok(Clean {
@@ -151,8 +184,79 @@ impl Scrubber {
         })
     }
 
-    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late.
-    fn check_pv(&self) -> Result<(), ScrubError> {
+    /// What checkpoints of this wipe are compared with; `None` where nothing can be noted, or the method, the device or
+    /// the release cannot be told from others.
+    fn resumable(&self, method: &Cleaner, facts: &DeviceFacts) -> Option<Wipe> {
+        if self.notes.is_none() || self.order.pv_gone {
+            return None;
+        }
+        checkpoint::passes(method)?;
+        Some(Wipe {
+            method: method.clone(),
+            command: self.order.command.clone(),
+            size_bytes: facts.capacity_bytes,
+            volume: facts.id.clone().ok()?,
+            pv_uid: self.order.pv.uid.clone(),
+            claim_uid: self.order.claim_uid.clone()?,
+        })
+    }
+
+    /// Where to begin: the checks, and what is noted on the PV. A checkpoint that does not count is taken back before
+    /// anything is written, lest it should count again for a device that it has nothing to say of any more.
+    fn begin(
+        &self,
+        check: &mut dyn FnMut() -> Result<Option<Pv>, ScrubError>,
+        resume: impl FnOnce(&str) -> Result<Position, String>,
+    ) -> Result<Position, ScrubError> {
+        let Some(pv) = check()?.filter(|_| self.mode == Mode::Patch) else {
+            return Ok(Position::START);
+        };
+        let Some(noted) = pv.annotation(names::CHECKPOINT) else {
+            return Ok(Position::START);
+        };
+        let usable = if !checkpoint::may_be_noted_on(&pv) {
+            Err("its PV is not kept by our finalizer alone".into())
+        } else if !self.may_resume {
+            Err("the scrub has failed, or was held back, since".into())
+        } else {
+            resume(noted)
+        };
+        let position = match usable {
+            Ok(position) => {
+                info!(pv = %pv.name, pass = position.pass, offset = position.offset, "an interrupted wipe is resumed");
+                position
+            }
+            Err(why) => {
+                info!(pv = %pv.name, %why, "the checkpoint of an interrupted wipe does not count: it starts over");
+                self.take_back(&pv)?;
+                Position::START
+            }
+        };
+        check()?; // Both have taken their time.
+        Ok(position)
+    }
+
+    /// Removes the checkpoint from the PV.
+    fn take_back(&self, pv: &Pv) -> Result<(), ScrubError> {
+        let patch = PvPatch {
+            annotations: [(names::CHECKPOINT.to_owned(), None)].into(),
+            ..PvPatch::default()
+        };
+        let patched = self
+            .runtime
+            .block_on(crate::api::patch(&self.client, &PvRef::from(pv), &patch));
+        // Not a failure of the scrub, which would count: nothing was touched.
+        patched.map(drop).map_err(|error| {
+            ScrubError::Held(Held::Unreadable(format!(
+                "its PV's annotation {} is outdated and cannot be removed: {error}",
+                names::CHECKPOINT
+            )))
+        })
+    }
+
+    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late. `None`: it
+    /// is gone, as it was when the scrub was ordered.
+    fn check_pv(&self) -> Result<Option<Pv>, ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         // Not a failure of the scrub, which would count: nothing was touched.
@@ -162,7 +266,7 @@ impl Scrubber {
             .map_err(crate::api::WriteError::from)
             .map_err(|error| ScrubError::Held(Held::Unreadable(format!("its PV cannot be read: {error}"))))?;
         let pv = match (found.as_ref().map(Pv::from), self.order.pv_gone) {
-            (None, true) => return Ok(()),
+            (None, true) => return Ok(None),
             (Some(pv), true) => return Err(changed(&format!("there is a new one, with UID {}", pv.uid))),
             (None, false) => return Err(changed("it is gone")),
             (Some(pv), false) => pv,
@@ -184,15 +288,16 @@ impl Scrubber {
         if pv.reclaim_policy != "Delete" && !told {
             return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
         }
-        Ok(())
+        Ok(Some(pv))
     }
 }
 
 /// Takes a device exclusively, for a scrub.
 ///
 /// # Errors
-/// `Held`: another has it (`InUse`), or there is no block device (`NotMounted`). `Failed`: it cannot be opened.
-pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
+/// `Held`: another has it (`InUse`), there is no block device (`NotMounted`), or it is read-only. `Failed`: it cannot be
+/// opened.
+pub fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
     devices::claim_exclusive(path).map_err(|error| match error {
         DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
         DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
@@ -200,8 +305,23 @@ pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
             errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
             ..
         } => ScrubError::Held(Held::NotMounted(error.to_string())),
+        // What a read-only device answers, but so does a filesystem that is mounted with nodev.
+        DeviceError::System {
+            errno: nix::errno::Errno::EACCES | nix::errno::Errno::EPERM | nix::errno::Errno::EROFS,
+            ..
+        } if is_read_only(path) => ScrubError::Held(Held::ReadOnly),
         other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
     })
+}
+
+fn is_read_only(device: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let says_so = || {
+        let rdev = std::fs::metadata(device).ok()?.rdev();
+        let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).ok()
+    };
+    says_so().is_some_and(|text| text.trim() == "1")
 }
 
 /// Whether the device that is held is the storage that is expected, and nobody uses it.

@@ -98,6 +98,7 @@ impl Planner<'_> {
             pv_uid: &pv.uid,
             claim_uid: pv.claim_uid(),
             volume_id: noted.or(seen.as_deref()),
+            bytes_per_second: self.i.jobs.bytes_per_second,
             directory: key,
             entry: pv.entry().unwrap_or_default(),
             command: &command,

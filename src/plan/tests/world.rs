@@ -218,6 +218,7 @@ impl World {
             jobs: JobSettings {
                 namespace: "storage",
                 image: self.job_image,
+                bytes_per_second: None,
             },
             node: &self.node,
             ownership: &self.ownership,
