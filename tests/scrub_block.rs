@@ -3,6 +3,8 @@
 
 #[path = "scrub/methods.rs"]
 mod methods;
+#[path = "scrub/resume.rs"]
+mod resume;
 #[path = "scrub/support.rs"]
 mod support;
 
@@ -63,11 +65,15 @@ fn fill(file: &Path, byte: u8, size_bytes: u64) {
 /// The first offset in the file whose byte is not this.
 fn first_other(file: &Path, byte: u8, range: std::ops::Range<u64>) -> Option<u64> {
     let file = File::open(file).unwrap();
-    let mut buffer = vec![0; 1 << 20];
+    let (mut buffer, expected) = (vec![0; 1 << 20], vec![byte; 1 << 20]);
     let mut at = range.start;
     while at < range.end {
         let length = usize::try_from((range.end - at).min(MIB)).unwrap();
         file.read_exact_at(&mut buffer[..length], at).unwrap();
+        if buffer[..length] == expected[..length] {
+            at += length as u64;
+            continue;
+        }
         if let Some(index) = buffer[..length].iter().position(|found| *found != byte) {
             return Some(at + index as u64);
         }
