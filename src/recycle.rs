@@ -1,6 +1,8 @@
 //! One scrub from its order to its end: the checks right before the first destructive call, on the descriptor that stays
 //! on the storage, and the scrub itself. Runs on a thread of its own.
 
+mod wipe;
+
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -9,7 +11,6 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Client;
 use kube::api::Api;
 use tokio::runtime::Handle;
-use tracing::info;
 
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
@@ -18,16 +19,15 @@ use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
 use crate::observed::{DeviceFacts, HostView};
-use crate::plan::{PvPatch, PvRef, ScrubKind, ScrubOrder};
+use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
-use crate::scrub::block::Marks;
-use crate::scrub::checkpoint::{self, Checkpoint, Notes, Position, Wipe};
+use crate::scrub::checkpoint::Notes;
 use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
-use crate::scrub::limits::{IdlePriority, Limits, Steering};
+use crate::scrub::limits::{IdlePriority, Limits};
 use crate::scrub::progress::{Cancel, Progress};
-use crate::scrub::{ScrubError, block, filesystem};
+use crate::scrub::{ScrubError, filesystem};
 
 /// Runs one order.
 pub struct Scrubber {
@@ -146,111 +146,12 @@ impl Scrubber {
                 };
                 command::run(&invocation, &self.cancel)?;
             }
-            native => {
-                let wipe = self.resumable(&native, &facts);
-                let mut start = || {
-                    self.begin(&mut check, |noted| {
-                        let wipe = wipe.as_ref().ok_or("this wipe cannot be resumed")?;
-                        let position = wipe.resume(noted)?;
-                        block::is_wiped_before(&device.file, &native, position)
-                            .map_err(|error| format!("what it says is wiped is not: {error}"))?;
-                        Ok(position)
-                    })
-                };
-                let note = |position| {
-                    if let (Some(notes), Some(wipe)) = (&self.notes, wipe.clone()) {
-                        notes.put(Checkpoint { wipe, position });
-                    }
-                };
-                let marks = wipe.as_ref().map(|_| Marks {
-                    cadence: self.limits.checkpoints,
-                    note: &note,
-                });
-                let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);
-                block::wipe_from(
-                    &native,
-                    &device.file,
-                    facts.capacity_bytes,
-                    &mut start,
-                    marks,
-                    &steering,
-                )?;
-            }
+            native => self.wipe(&native, &device.file, &facts, &mut check)?,
         }
         Ok(Clean {
             entries_removed: 0,
             stamp: None,
             settled: true,
-        })
-    }
-
-    /// What checkpoints of this wipe are compared with; `None` where nothing can be noted, or the method, the device or
-    /// the release cannot be told from others.
-    fn resumable(&self, method: &Cleaner, facts: &DeviceFacts) -> Option<Wipe> {
-        if self.notes.is_none() || self.order.pv_gone {
-            return None;
-        }
-        checkpoint::passes(method)?;
-        Some(Wipe {
-            method: method.clone(),
-            command: self.order.command.clone(),
-            size_bytes: facts.capacity_bytes,
-            volume: facts.id.clone().ok()?,
-            pv_uid: self.order.pv.uid.clone(),
-            claim_uid: self.order.claim_uid.clone()?,
-        })
-    }
-
-    /// Where to begin: the checks, and what is noted on the PV. A checkpoint that does not count is taken back before
-    /// anything is written, lest it should count again for a device that it has nothing to say of any more.
-    fn begin(
-        &self,
-        check: &mut dyn FnMut() -> Result<Option<Pv>, ScrubError>,
-        resume: impl FnOnce(&str) -> Result<Position, String>,
-    ) -> Result<Position, ScrubError> {
-        let Some(pv) = check()?.filter(|_| self.mode == Mode::Patch) else {
-            return Ok(Position::START);
-        };
-        let Some(noted) = pv.annotation(names::CHECKPOINT) else {
-            return Ok(Position::START);
-        };
-        let usable = if !checkpoint::may_be_noted_on(&pv) {
-            Err("its PV is not kept by our finalizer alone".into())
-        } else if !self.may_resume {
-            Err("the scrub has failed, or was held back, since".into())
-        } else {
-            resume(noted)
-        };
-        let position = match usable {
-            Ok(position) => {
-                info!(pv = %pv.name, pass = position.pass, offset = position.offset, "an interrupted wipe is resumed");
-                position
-            }
-            Err(why) => {
-                info!(pv = %pv.name, %why, "the checkpoint of an interrupted wipe does not count: it starts over");
-                self.take_back(&pv)?;
-                Position::START
-            }
-        };
-        check()?; // Both have taken their time.
-        Ok(position)
-    }
-
-    /// Removes the checkpoint from the PV.
-    fn take_back(&self, pv: &Pv) -> Result<(), ScrubError> {
-        let patch = PvPatch {
-            annotations: [(names::CHECKPOINT.to_owned(), None)].into(),
-            ..PvPatch::default()
-        };
-        let patched = self
-            .runtime
-            .block_on(crate::api::patch(&self.client, &PvRef::from(pv), &patch));
-        // Not a failure of the scrub, which would count: nothing was touched.
-        patched.map(drop).map_err(|error| {
-            ScrubError::Held(Held::Unreadable(format!(
-                "its PV's annotation {} is outdated and cannot be removed: {error}",
-                names::CHECKPOINT
-            )))
         })
     }
 

@@ -109,3 +109,34 @@ fn a_checkpoint_that_met_another_write_is_made_up_for_by_the_next() {
         Ok(())
     });
 }
+
+#[test]
+fn nothing_is_written_while_an_outdated_checkpoint_cannot_be_removed() {
+    as_users("outdated_checkpoints", &["full"], async |world: Rc<World>| {
+        let (device, pv, claim) = tenant(&world).await?;
+        let name = pv["metadata"]["name"].as_str().unwrap().to_owned();
+        world
+            .until("the mark", |world| {
+                let pv = world.pv("disk1")?;
+                let used = &pv["metadata"]["annotations"]["local-volume-provisioner/used"];
+                used.is_string().then_some(())
+            })
+            .await?;
+        let refuse = Fault::status(500).verb("patch").resource("persistentvolumes");
+        world.api.inject(always(refuse));
+        world.api.edit("persistentvolumes", "", &name, |pv| {
+            pv["metadata"]["annotations"][CHECKPOINT] = "{}".into();
+        });
+        world.api.delete_claim("default", &claim)?;
+        world.event("is outdated and cannot be removed").await?;
+        world.pass_time(Duration::from_secs(60)).await;
+        ensure!(
+            byte_at(device.path(), 0)? == 0xaa,
+            "wiped with an outdated checkpoint on the PV"
+        );
+        world.api.clear_faults();
+        world.available("disk1", &pv["metadata"]["uid"]).await?;
+        ensure!(byte_at(device.path(), 0)? == 0 && byte_at(device.path(), SIZE - 512)? == 0);
+        Ok(())
+    });
+}

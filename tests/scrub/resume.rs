@@ -99,7 +99,7 @@ fn a_place_is_noted_when_everything_before_it_is_wiped() {
             let note = |position: Position| {
                 assert!(*noted.borrow().last().unwrap() < position, "{cleaner}: {position:?}");
                 assert!(
-                    position.offset % (64 << 10) == 0 && position.offset < size,
+                    position.offset.is_multiple_of(64 << 10) && position.offset < size,
                     "{position:?}"
                 );
                 let is_zeros = position.pass == passes || cleaner == Cleaner::Discard;
