@@ -206,6 +206,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         scrub: crate::scrub::limits::Limits {
             bytes_per_second: args.scrub_bandwidth,
             stall_timeout: args.stall_timeout,
+            checkpoints: crate::scrub::checkpoint::Cadence::default(),
         },
         scan: ScanSettings {
             syscall_timeout: args.syscall_timeout,

@@ -340,7 +340,7 @@ pub struct Pv {
 }
 
 /// The annotations that are kept of a PV.
-const KEPT_ANNOTATIONS: [&str; 12] = [
+const KEPT_ANNOTATIONS: [&str; 13] = [
     names::PROVISIONED_BY,
     names::BOUND_BY_CONTROLLER,
     names::VOLUME_ID,
@@ -353,6 +353,7 @@ const KEPT_ANNOTATIONS: [&str; 12] = [
     names::LEAVING,
     names::STAND_IN,
     names::LAST_CLAIM,
+    names::CHECKPOINT,
 ];
 
 /// A PV whose phase changed last within this time of its creation has never been bound: the first change is to

@@ -1,6 +1,7 @@
 //! The Job that scrubs a block device with `useJobForCleaning`, field by field as the classic program makes it.
 
 use std::ffi::OsStr;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
@@ -16,6 +17,9 @@ use crate::observed::DirectoryKey;
 
 /// What the Job's scrub is told besides the classic `LOCAL_PV_BLKDEVICE`: the identity to be met, as on the PV.
 pub const VOLUME_ID_VARIABLE: &str = "LOCAL_PV_VOLUME_ID";
+/// `--scrub-bandwidth` of the provisioner, in bytes per second, for the Job's scrub. A variable and no argument: the
+/// command may be any program's.
+pub const BANDWIDTH_VARIABLE: &str = "LOCAL_PV_SCRUB_BANDWIDTH";
 /// Annotation: UID of the claim that the PV was released from. A PV keeps its UID when its claimRef is cleared by hand
 /// and it is bound again; the Job of the earlier release must not count for the later one.
 pub const CLAIM_UID: &str = "local-volume-provisioner/claim-uid";
@@ -42,6 +46,8 @@ pub struct CleaningJob<'a> {
     pub claim_uid: Option<&'a str>,
     /// The volume id that is noted on it.
     pub volume_id: Option<&'a str>,
+    /// How many bytes per second to wipe at most.
+    pub bytes_per_second: Option<NonZeroU64>,
     /// Where the device is.
     pub directory: &'a DirectoryKey,
     /// The entry's name.
@@ -104,7 +110,7 @@ pub fn build(job: &CleaningJob<'_>) -> Job {
             ..Default::default()
         },
         spec: Some(JobSpec {
-            active_deadline_seconds: Some(deadline_seconds(job.capacity_bytes, job.command)),
+            active_deadline_seconds: Some(deadline_seconds(job.capacity_bytes, job.command, job.bytes_per_second)),
             backoff_limit: Some(BACKOFF_LIMIT),
             template: PodTemplateSpec {
                 metadata: None,
@@ -118,14 +124,15 @@ pub fn build(job: &CleaningJob<'_>) -> Job {
 
 /// After how many seconds the Job is ended, whatever it is doing or waiting for: all of its attempts on the slowest
 /// device.
-fn deadline_seconds(capacity_bytes: u64, command: &[String]) -> i64 {
+fn deadline_seconds(capacity_bytes: u64, command: &[String], bytes_per_second: Option<NonZeroU64>) -> i64 {
     let passes = match Cleaner::parse(command) {
         Ok(Cleaner::Zero | Cleaner::Quick) => 1,
         Ok(Cleaner::Discard) => 2,
         Ok(Cleaner::Shred { passes }) => u64::from(passes) + 1,
         Ok(Cleaner::Fsclean | Cleaner::Command(_)) | Err(_) => PASSES_OF_A_COMMAND,
     };
-    let attempt = (capacity_bytes / SLOWEST_DEVICE).saturating_mul(passes);
+    let slowest = bytes_per_second.map_or(SLOWEST_DEVICE, |limit| limit.get().min(SLOWEST_DEVICE));
+    let attempt = (capacity_bytes / slowest).saturating_mul(passes);
     let attempts = u64::from(BACKOFF_LIMIT.unsigned_abs()) + 1;
     let seconds = attempt.max(SHORTEST_ATTEMPT_SECONDS).saturating_mul(attempts);
     // The controller counts nanoseconds in 64 bits.
@@ -140,6 +147,8 @@ fn pod(job: &CleaningJob<'_>, device: String) -> PodSpec {
     };
     let mut env = vec![variable("LOCAL_PV_BLKDEVICE", device)];
     env.extend(job.volume_id.map(|id| variable(VOLUME_ID_VARIABLE, id.to_owned())));
+    let rate = job.bytes_per_second;
+    env.extend(rate.map(|rate| variable(BANDWIDTH_VARIABLE, rate.to_string())));
     let host_path = |name: &str, path: &Path| Volume {
         name: name.to_owned(),
         host_path: Some(HostPathVolumeSource {
@@ -212,6 +221,7 @@ mod tests {
             pv_uid: "u-1",
             claim_uid: Some("c-1"),
             volume_id: Some("device wwn=1"),
+            bytes_per_second: NonZeroU64::new(50_000_000),
             directory: &directory,
             entry: OsStr::new("disk 1"),
             capacity_bytes: 1 << 40,
@@ -241,7 +251,8 @@ mod tests {
             "spec": {"activeDeadlineSeconds": 3 * 3 * 209_715, "backoffLimit": 2, "template": {"spec": {
                 "containers": [{"name": "cleaner", "image": "image:1", "command": ["/scripts/shred.sh", "2"],
                     "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/container/disk 1"},
-                        {"name": "LOCAL_PV_VOLUME_ID", "value": "device wwn=1"}],
+                        {"name": "LOCAL_PV_VOLUME_ID", "value": "device wwn=1"},
+                        {"name": "LOCAL_PV_SCRUB_BANDWIDTH", "value": "50000000"}],
                     "securityContext": {"privileged": true},
                     "volumeMounts": [{"name": "mount", "mountPath": "/mnt/container"}, {"name": "devdir", "mountPath": "/dev"}]}],
                 "volumes": [{"name": "mount", "hostPath": {"path": "/mnt/host"}}, {"name": "devdir", "hostPath": {"path": "/dev"}}],
@@ -275,7 +286,7 @@ mod tests {
     fn the_deadline_allows_for_every_attempt_on_a_slow_device() {
         let seconds = |capacity: u64, words: &[&str]| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            deadline_seconds(capacity, &words)
+            deadline_seconds(capacity, &words, None)
         };
         let (hour, tib) = (3600, 1 << 40);
         assert_eq!(seconds(10 << 30, &["zero"]), 3 * hour);
@@ -286,6 +297,9 @@ mod tests {
         assert_eq!(seconds(tib, &["shred", "1"]), 3 * 2 * 209_715);
         assert_eq!(seconds(tib, &["/bin/wipe"]), 3 * 4 * 209_715);
         assert_eq!(seconds(u64::MAX, &["shred"]), i64::from(i32::MAX));
+        let limited = |limit| deadline_seconds(tib, &["zero".to_owned()], NonZeroU64::new(limit));
+        assert_eq!(limited(1 << 20), 3 * (1 << 20));
+        assert_eq!(limited(1 << 30), 3 * 209_715);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub const USED: &str = "local-volume-provisioner/used";
 pub const CLEANER: &str = "local-volume-provisioner/cleaner";
 /// Annotation: the class's `mountDir` when the volume was published.
 pub const CLASS_DIRECTORY: &str = "local-volume-provisioner/class-directory";
+/// Annotation: where a wipe that was interrupted goes on; see [`crate::scrub::checkpoint`].
+pub const CHECKPOINT: &str = "local-volume-provisioner/checkpoint";
 /// Annotation by `uninstall`: the PV gets no finalizer any more, and is scrubbed before it is deleted instead of after.
 pub const LEAVING: &str = "local-volume-provisioner/leaving";
 /// Annotation by the operator: `adopt` accepts the storage that is at the path now.

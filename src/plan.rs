@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct JobSettings<'a> {
     pub namespace: &'a str,
     /// `JOB_CONTAINER_IMAGE`.
     pub image: Option<&'a str>,
+    /// `--scrub-bandwidth`.
+    pub bytes_per_second: Option<NonZeroU64>,
 }
 
 /// Periods and bounds.

@@ -128,6 +128,7 @@ pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
     let mut annotations = pv.annotations.clone();
     annotations.remove(names::BOUND_BY_CONTROLLER);
     annotations.remove(names::RESOLVE);
+    annotations.remove(names::CHECKPOINT); // Of another PV: it counts for none but that one.
     annotations.insert(names::PROVISIONED_BY.into(), s.ownership.provisioned_by());
     let word = if s.gone.usage == Use::Unknown {
         "unknown"

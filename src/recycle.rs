@@ -1,6 +1,8 @@
 //! One scrub from its order to its end: the checks right before the first destructive call, on the descriptor that stays
 //! on the storage, and the scrub itself. Runs on a thread of its own.
 
+mod wipe;
+
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -20,11 +22,12 @@ use crate::observed::{DeviceFacts, HostView};
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
 use crate::scan::{self, ScanSettings};
+use crate::scrub::checkpoint::Notes;
 use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
-use crate::scrub::limits::{IdlePriority, Limits, Steering};
+use crate::scrub::limits::{IdlePriority, Limits};
 use crate::scrub::progress::{Cancel, Progress};
-use crate::scrub::{ScrubError, block, filesystem};
+use crate::scrub::{ScrubError, filesystem};
 
 /// Runs one order.
 pub struct Scrubber {
@@ -46,6 +49,10 @@ pub struct Scrubber {
     pub progress: Progress,
     /// Stops it.
     pub cancel: Cancel,
+    /// Where it notes how far a wipe is; `None` where nothing can be noted on PVs.
+    pub notes: Option<Notes>,
+    /// Nothing has happened in this process that a checkpoint of an interrupted wipe does not outlive.
+    pub may_resume: bool,
 }
 
 /// A volume that is clean.
@@ -77,7 +84,7 @@ impl Scrubber {
         let mount = examine_filesystem(&root, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
             self.check_mounts(&mount)?;
-            self.check_pv()
+            self.check_pv().map(drop)
         };
         let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
         let stamp = stamp(&outcome);
@@ -128,7 +135,7 @@ impl Scrubber {
         };
         match command::resolve(cleaner, &self.order.command) {
             Cleaner::Command(words) => {
-                check()?;
+                self.begin(&mut check, |_| Err("a command leaves and takes none".into()))?;
                 // mkfs, wipefs and blkdiscard want it exclusively themselves.
                 drop(device);
                 let invocation = Invocation {
@@ -139,10 +146,7 @@ impl Scrubber {
                 };
                 command::run(&invocation, &self.cancel)?;
             }
-            native => {
-                let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);
-                block::wipe(&native, &device.file, facts.capacity_bytes, &mut check, &steering)?;
-            }
+            native => self.wipe(&native, &device.file, &facts, &mut check)?,
         }
         Ok(Clean {
             entries_removed: 0,
@@ -151,8 +155,9 @@ impl Scrubber {
         })
     }
 
-    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late.
-    fn check_pv(&self) -> Result<(), ScrubError> {
+    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late. `None`: it
+    /// is gone, as it was when the scrub was ordered.
+    fn check_pv(&self) -> Result<Option<Pv>, ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         // Not a failure of the scrub, which would count: nothing was touched.
@@ -181,15 +186,16 @@ impl Scrubber {
         if pv.reclaim_policy != "Delete" && !told {
             return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
         }
-        Ok(())
+        Ok(Some(pv))
     }
 }
 
 /// Takes a device exclusively, for a scrub.
 ///
 /// # Errors
-/// `Held`: another has it (`InUse`), or there is no block device (`NotMounted`). `Failed`: it cannot be opened.
-pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
+/// `Held`: another has it (`InUse`), there is no block device (`NotMounted`), or it is read-only. `Failed`: it cannot be
+/// opened.
+pub fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
     devices::claim_exclusive(path).map_err(|error| match error {
         DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
         DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
@@ -197,8 +203,23 @@ pub(crate) fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
             errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
             ..
         } => ScrubError::Held(Held::NotMounted(error.to_string())),
+        // What a read-only device answers, but so does a filesystem that is mounted with nodev.
+        DeviceError::System {
+            errno: nix::errno::Errno::EACCES | nix::errno::Errno::EPERM | nix::errno::Errno::EROFS,
+            ..
+        } if is_read_only(path) => ScrubError::Held(Held::ReadOnly),
         other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
     })
+}
+
+fn is_read_only(device: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let says_so = || {
+        let rdev = std::fs::metadata(device).ok()?.rdev();
+        let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).ok()
+    };
+    says_so().is_some_and(|text| text.trim() == "1")
 }
 
 /// Whether the device that is held is the storage that is expected, and nobody uses it.

@@ -1,6 +1,7 @@
 //! The daemon: wakes, passes, and what comes of them. One pass at a time.
 
 mod calls;
+mod checkpoints;
 mod jobs;
 mod settle;
 mod start;
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::Scanner;
+use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::wakes::{Directories, MountTables};
@@ -87,6 +89,8 @@ struct Daemon {
     writes: Arc<Semaphore>,
     /// The running scrubs, by the UID of the PV.
     running: BTreeMap<String, (Progress, Cancel)>,
+    /// Where running wipes put their checkpoints, by the UID of the PV.
+    notes: BTreeMap<String, Notes>,
     directories_read: BTreeSet<PathBuf>,
     gaps: u64,
     blind_told: bool,
@@ -225,9 +229,11 @@ impl Daemon {
         let doubts = doubtful.iter().filter_map(|name| self.memory.retries.get(name));
         let due = plan.wake_at.into_iter().chain(doubts.map(|retry| retry.due)).min();
         drop(store);
+        let outdated = self.outdated_checkpoints(&plan);
         for action in plan.actions {
             self.start(action, began);
         }
+        self.keep_checkpoints(outdated);
         Ok(due)
     }
 
@@ -255,6 +261,7 @@ impl Daemon {
             jobs: JobSettings {
                 namespace: &self.settings.namespace,
                 image: self.settings.job_image.as_deref(),
+                bytes_per_second: self.settings.scrub.bytes_per_second,
             },
             node,
             ownership,

@@ -5,6 +5,7 @@
 //! instruction: what is left is a volume that is partly scrubbed, and scrubbing it again finishes the work.
 
 pub mod block;
+pub mod checkpoint;
 pub mod command;
 pub mod filesystem;
 pub mod limits;

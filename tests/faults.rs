@@ -4,6 +4,8 @@
 //! Time is paused and moves when nobody has anything to do, so minutes pass in milliseconds; the mounts are real.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+#[path = "faults/checkpoints.rs"]
+mod checkpoints;
 #[path = "faults/jobs.rs"]
 mod jobs;
 #[path = "faults/start.rs"]

@@ -3,13 +3,16 @@
 
 #[path = "scrub/methods.rs"]
 mod methods;
+#[path = "scrub/resume.rs"]
+mod resume;
 #[path = "scrub/support.rs"]
 mod support;
 
 use local_volume_provisioner::config::Cleaner;
 use local_volume_provisioner::reason::Held;
+use local_volume_provisioner::recycle::claim;
 use local_volume_provisioner::scrub::ScrubError;
-use local_volume_provisioner::scrub::block::{open_device, verify, wipe, zero_range};
+use local_volume_provisioner::scrub::block::{verify, wipe, zero_range};
 use local_volume_provisioner::scrub::limits::Steering;
 use local_volume_provisioner::scrub::progress::{Cancel, Progress, Unit};
 use std::ffi::OsStr;
@@ -42,9 +45,9 @@ fn zero(
 }
 
 /// A new descriptor, without the write error that the old one remembers.
-fn open_device_again(held: File, path: &Path) -> File {
+fn open_again(held: File, path: &Path) -> File {
     drop(held);
-    open_device(path).unwrap()
+    claim(path).unwrap().file
 }
 
 fn fill(file: &Path, byte: u8, size_bytes: u64) {
@@ -62,11 +65,15 @@ fn fill(file: &Path, byte: u8, size_bytes: u64) {
 /// The first offset in the file whose byte is not this.
 fn first_other(file: &Path, byte: u8, range: std::ops::Range<u64>) -> Option<u64> {
     let file = File::open(file).unwrap();
-    let mut buffer = vec![0; 1 << 20];
+    let (mut buffer, expected) = (vec![0; 1 << 20], vec![byte; 1 << 20]);
     let mut at = range.start;
     while at < range.end {
         let length = usize::try_from((range.end - at).min(MIB)).unwrap();
         file.read_exact_at(&mut buffer[..length], at).unwrap();
+        if buffer[..length] == expected[..length] {
+            at += length as u64;
+            continue;
+        }
         if let Some(index) = buffer[..length].iter().position(|found| *found != byte) {
             return Some(at + index as u64);
         }
@@ -83,7 +90,7 @@ fn every_byte_of_a_device_becomes_zero() {
         let device = Loop::on(&file, &[]);
         let link = dir.join("link");
         symlink(&device.path, &link).unwrap();
-        let held = open_device(&link).unwrap();
+        let held = claim(&link).unwrap().file;
         let (progress, mut calls) = (progress(), 0);
         zero(
             &held,
@@ -110,11 +117,11 @@ fn a_device_that_ends_within_a_block_is_wiped_as_far_as_it_can_be_written() {
         let (file, size) = (dir.join("disk"), 10 * MIB + 512);
         fill(&file, 0xaa, size);
         let device = Loop::on(&file, &["--sector-size", "4096"]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         held.write_all_at(&[1; 512], size - 512)
             .and_then(|()| held.sync_all())
             .unwrap_err();
-        let held = open_device_again(held, &device.path);
+        let held = open_again(held, &device.path);
         let progress = progress();
         zero(&held, size, &mut || Ok(()), &progress, &Cancel::new()).unwrap();
         assert_eq!(progress.snapshot().done, size);
@@ -128,7 +135,7 @@ fn nothing_is_written_when_the_caller_refuses_or_the_size_is_another() {
         let (file, size) = (dir.join("disk"), 4 * MIB);
         fill(&file, 0xaa, size);
         let device = Loop::on(&file, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let refused = zero(
             &held,
             size,
@@ -176,7 +183,7 @@ fn only_the_range_is_wiped() {
         let (file, size) = (dir.join("disk"), 150 * MIB);
         fill(&file, 0xaa, size);
         let device = Loop::on(&file, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let (start, end) = (MIB + 512, 130 * MIB + 1024);
         let progress = progress();
         let cancel = Cancel::new();
@@ -202,7 +209,7 @@ fn offsets_beyond_16_tib_are_right() {
         for at in [start - MIB, start, start % (1 << 32), start % (1 << 44), size - MIB] {
             backing.write_all_at(&[0xaa; 1 << 20], at).unwrap();
         }
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let unclean = verify(&held, size).unwrap_err();
         assert!(
             unclean.to_string().contains("did not reach the medium at offset"),
@@ -222,7 +229,7 @@ fn a_device_that_does_not_read_as_zeros_is_a_failure() {
     in_namespace(|dir| {
         let (file, size) = (dir.join("disk"), 64 * MIB + 512);
         let device = Loop::new(&file, size, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         verify(&held, size).unwrap();
         for at in [0, MIB - 1, 8193 * 1024 + 56, size - MIB, size - 1] {
             held.write_all_at(&[1], at).unwrap();
@@ -242,7 +249,7 @@ fn a_cancelled_wipe_stops_and_can_be_done_again() {
         let (file, size) = (dir.join("disk"), 300 * MIB);
         fill(&file, 0xaa, size);
         let device = Loop::on(&file, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let (progress, cancel) = (progress(), Cancel::new());
         let ended = AtomicBool::new(false);
         let result = std::thread::scope(|scope| {
@@ -283,18 +290,12 @@ fn a_mounted_or_held_device_is_held_until_it_is_free() {
         let device = Loop::new(&dir.join("disk"), 32 * MIB, &[]);
         let mounted = dir.join("mounted");
         device.mount_ext4(&mounted, &[]);
-        assert!(matches!(
-            open_device(&device.path),
-            Err(ScrubError::Held(Held::InUse(_)))
-        ));
+        assert!(matches!(claim(&device.path), Err(ScrubError::Held(Held::InUse(_)))));
         nix::mount::umount(&mounted).unwrap();
-        let first = open_device(&device.path).unwrap();
-        assert!(matches!(
-            open_device(&device.path),
-            Err(ScrubError::Held(Held::InUse(_)))
-        ));
+        let first = claim(&device.path).unwrap().file;
+        assert!(matches!(claim(&device.path), Err(ScrubError::Held(Held::InUse(_)))));
         drop(first);
-        open_device(&device.path).unwrap();
+        claim(&device.path).unwrap();
     });
 }
 
@@ -304,10 +305,10 @@ fn a_read_only_device_is_held() {
         let file = dir.join("disk");
         fill(&file, 0xaa, MIB);
         let device = Loop::on(&file, &["-r"]);
-        match open_device(&device.path) {
+        match claim(&device.path) {
             Err(error) => assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}"),
             Ok(held) => {
-                let error = zero(&held, MIB, &mut || Ok(()), &progress(), &Cancel::new()).unwrap_err();
+                let error = zero(&held.file, MIB, &mut || Ok(()), &progress(), &Cancel::new()).unwrap_err();
                 assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
             }
         }
@@ -340,7 +341,7 @@ impl Drop for SetReadOnly<'_> {
 fn a_device_that_became_read_only_is_held() {
     in_namespace(|dir| {
         let device = Loop::new(&dir.join("disk"), MIB, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let _read_only = SetReadOnly::new(&device.path);
         let error = zero(&held, MIB, &mut || Ok(()), &progress(), &Cancel::new()).unwrap_err();
         assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
@@ -364,7 +365,7 @@ fn what_is_no_block_device_is_held_unopened() {
             dir.to_owned(),
             "/dev/null".into(),
         ] {
-            let error = open_device(&path).unwrap_err();
+            let error = claim(&path).unwrap_err();
             assert!(
                 matches!(error, ScrubError::Held(Held::NotMounted(_))),
                 "{}: {error}",

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use local_volume_provisioner::{devices, scan};
 use support::{Loop, in_namespace, mount_tmpfs, run};
@@ -23,6 +24,7 @@ fn command(program: &Path) -> Command {
         "LOCAL_PV_BLKDEVICE",
         "LOCAL_PV_FILESYSTEM",
         "LOCAL_PV_VOLUME_ID",
+        "LOCAL_PV_SCRUB_BANDWIDTH",
         "RUST_LOG",
     ] {
         command.env_remove(variable);
@@ -305,6 +307,35 @@ fn sigterm_stops_it_in_the_middle() {
         backing.read_exact_at(&mut ends[..1], 0).unwrap();
         backing.read_exact_at(&mut ends[1..], SIZE as u64 - 1).unwrap();
         assert_eq!(ends, [0, 0xaa]);
+    });
+}
+
+#[test]
+fn a_job_keeps_to_the_bandwidth_that_it_is_told() {
+    in_namespace(|dir| {
+        let (file, device) = soiled(dir);
+        let on_device = |command: &mut Command, rate: &str| {
+            command
+                .env("LOCAL_PV_BLKDEVICE", &device.path)
+                .env("LOCAL_PV_SCRUB_BANDWIDTH", rate);
+        };
+        let (mut method, mut script) = (scrub(&["zero"]), script(dir, "dd_zero.sh"));
+        for command in [&mut method, &mut script] {
+            on_device(command, "much");
+            fails(command, "LOCAL_PV_SCRUB_BANDWIDTH: \"much\"");
+            assert!(is_full_of(&file, 0xaa));
+        }
+        for command in [&mut method, &mut script] {
+            on_device(command, "16777216");
+            let began = Instant::now();
+            succeeds(command);
+            assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+        }
+        // Who says it on the command line means that.
+        let mut command = scrub(&["zero", "--scrub-bandwidth", "1Gi"]);
+        on_device(&mut command, "1");
+        succeeds(&mut command);
+        assert!(is_full_of(&file, 0));
     });
 }
 

@@ -105,6 +105,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         jobs: JobSettings {
             namespace: "default",
             image: None,
+            bytes_per_second: None,
         },
         node: &side.node,
         ownership: &side.ownership,

@@ -16,7 +16,7 @@ use tracing::info;
 use super::{LogFormat, log_to_stderr, runtime, signalled};
 use crate::config::Cleaner;
 use crate::identity::VolumeId;
-use crate::job::VOLUME_ID_VARIABLE;
+use crate::job::{BANDWIDTH_VARIABLE, VOLUME_ID_VARIABLE};
 use crate::mounts;
 use crate::reason::Held;
 use crate::recycle;
@@ -51,7 +51,7 @@ pub(super) struct ScrubArgs {
     /// Scrub it only if this is its volume id, as on its PV [default: $LOCAL_PV_VOLUME_ID]
     #[arg(long, value_name = "ID")]
     volume_id: Option<String>,
-    /// Wipe no more bytes per second, such as 100Mi [default: no limit]
+    /// Wipe no more bytes per second, such as 100Mi [default: $LOCAL_PV_SCRUB_BANDWIDTH, else no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bandwidth)]
     scrub_bandwidth: Option<NonZeroU64>,
     /// The host's mount table, if it is here
@@ -165,7 +165,7 @@ pub(super) fn run(args: &ScrubArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error),
     };
     task.tells_holds = true;
-    task.bytes_per_second = args.scrub_bandwidth;
+    task.bytes_per_second = args.scrub_bandwidth.or(task.bytes_per_second);
     task.scan.host_mountinfo = args.host_mountinfo.clone();
     scrub(&task)
 }
@@ -195,11 +195,15 @@ fn task(cleaner: Cleaner, volume: Option<PathBuf>, volume_id: Option<String>) ->
             bail!("{} is not a block device", volume.display());
         }
     }
+    let bandwidth = set(BANDWIDTH_VARIABLE).map(|text| parse_bandwidth(&text.to_string_lossy()));
+    let bytes_per_second = bandwidth
+        .transpose()
+        .map_err(|error| anyhow!("{BANDWIDTH_VARIABLE}: {error}"))?;
     Ok(Task {
         cleaner,
         volume,
         expected,
-        bytes_per_second: None,
+        bytes_per_second,
         scan: ScanSettings::default(),
         tells_holds: false,
     })

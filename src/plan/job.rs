@@ -159,6 +159,7 @@ impl Planner<'_> {
             pv_uid: &pv.uid,
             claim_uid: pv.claim_uid(),
             volume_id: self.wanted_id(pv, sight).as_deref(),
+            bytes_per_second: self.i.jobs.bytes_per_second,
             directory: key,
             entry: pv.entry().unwrap_or_default(),
             capacity_bytes,

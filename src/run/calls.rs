@@ -8,12 +8,13 @@ use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
 use crate::api::{self, WriteError};
-use crate::cluster::ClaimRef;
+use crate::cluster::{ClaimRef, Mode};
 use crate::events;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle;
 use crate::scrub::ScrubError;
+use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress, Unit};
 
 use super::settle::Done;
@@ -146,6 +147,7 @@ impl Daemon {
             ScrubState::Clean { stamp, .. } => stamp.clone(),
             _ => None,
         });
+        let may_resume = self.may_resume(&order);
         let unit = match order.kind {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,
@@ -161,6 +163,9 @@ impl Daemon {
         self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
         self.running
             .insert(order.pv.uid.clone(), (progress.clone(), cancel.clone()));
+        let notes = (self.mode == Mode::Patch).then(|| Notes::new(Arc::clone(&self.shared.wake)));
+        self.notes
+            .extend(notes.clone().map(|notes| (order.pv.uid.clone(), notes)));
         info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
         let scrubber = recycle::Scrubber {
             client: self.client.clone(),
@@ -172,6 +177,8 @@ impl Daemon {
             limits: self.settings.scrub,
             progress,
             cancel,
+            notes,
+            may_resume,
         };
         let jobs = self
             .jobs_known()

@@ -33,6 +33,11 @@ pub(super) enum Done {
         resolved: bool,
         result: Result<PersistentVolume, WriteError>,
     },
+    /// A checkpoint.
+    Noted {
+        pv: PvRef,
+        result: Result<PersistentVolume, WriteError>,
+    },
     Deleted {
         pv: PvRef,
         result: Result<Option<PersistentVolume>, WriteError>,
@@ -89,6 +94,7 @@ impl Daemon {
                 since_look,
             } => self.created(&pv, gaps, result, took, since_look),
             Done::Patched { pv, resolved, result } => self.patched(&pv, resolved, result),
+            Done::Noted { pv, result } => self.noted(&pv, result),
             Done::Deleted { pv, result, took } => self.deleted(&pv, result, took),
             Done::Read { name, result } => {
                 self.memory.in_flight.remove(&name);

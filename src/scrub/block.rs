@@ -3,6 +3,7 @@
 //! The device is wiped in chunks, so that it can be stopped and reported on: one call over a whole device cannot be
 //! killed before Linux 6.11.
 
+mod course;
 mod discard;
 mod quick;
 mod shred;
@@ -11,75 +12,35 @@ mod tests;
 mod verify;
 mod zero;
 
+pub use course::{Marks, is_wiped_before};
 pub use verify::verify;
 pub use zero::zero_range;
 
+use super::checkpoint::Position;
 use super::limits::Steering;
 use super::{ScrubError, failed};
 use crate::config::Cleaner;
 use crate::reason::Held;
 use crate::sys;
 use anyhow::{Context, anyhow};
-use rustix::fd::{AsFd, AsRawFd};
-use rustix::fs::{FileType, Mode, OFlags};
+use course::Course;
+use rustix::fd::AsFd;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 const MIB: u64 = 1024 * 1024;
 
 /// For O_DIRECT: at least the logical block and the memory alignment of every driver.
 const PAGE_BYTES: usize = 4096;
 
-/// Opens a block device for a scrub: read-write, and exclusively until it is closed (`O_EXCL`).
-///
-/// A symlink is followed: the caller checks the identity on the descriptor. What is no block device is not opened.
-///
-/// # Errors
-///
-/// `Held`: there is no block device (`NotMounted`), it is mounted or held exclusively (`InUse`), or it is read-only.
-/// `Failed`: it cannot be opened.
-pub fn open_device(path: &Path) -> Result<File, ScrubError> {
-    let not_there = |why: &str| ScrubError::Held(Held::NotMounted(format!("{} {why}", path.display())));
-    let cannot_open = |error| failed(error, || format!("cannot open {path:?}"));
-    // Opening a FIFO or a character device has effects; this does not open them, and stays on what it found.
-    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| match error {
-        Errno::NOENT => not_there("does not exist, or is a symlink to something that does not"),
-        error => cannot_open(error),
-    })?;
-    let status = rustix::fs::fstat(&found).map_err(cannot_open)?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::BlockDevice {
-        return Err(not_there("is not a block device"));
-    }
-    let flags = OFlags::RDWR | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
-    match rustix::fs::open(link, flags, Mode::empty()) {
-        Ok(device) => Ok(File::from(device)),
-        Err(Errno::BUSY) => Err(ScrubError::Held(Held::InUse(format!(
-            "{} is mounted or held exclusively",
-            path.display()
-        )))),
-        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => Err(not_there("has no device behind it")),
-        // EACCES is what a read-only device answers, but a filesystem mounted with nodev does so too.
-        Err(Errno::ACCESS | Errno::PERM) if sysfs_says_read_only(status.st_rdev) => {
-            Err(ScrubError::Held(Held::ReadOnly))
-        }
-        Err(error) => Err(cannot_open(error)),
-    }
-}
-
-fn sysfs_says_read_only(device: u64) -> bool {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).is_ok_and(|text| text.trim() == "1")
-}
-
 /// Wipes a device of `size_bytes` by a native method and verifies by samples that the wipe reached the medium. All
 /// methods leave zeros, `quick` only where signatures may be: what else was on the device stays readable after that.
 ///
-/// `device` comes from [`open_device`] or [`crate::devices::claim_exclusive`]. `before_first_write` is called once,
-/// after the checks on the descriptor and right before the first write; its error ends the scrub with nothing touched.
+/// `device` comes from [`crate::devices::claim_exclusive`]. `before_first_write` is called once, after the checks on the
+/// descriptor and right before the first write; its error ends the scrub with nothing touched.
 ///
 /// # Errors
 ///
@@ -92,17 +53,29 @@ pub fn wipe(
     before_first_write: &mut dyn FnMut() -> Result<(), ScrubError>,
     steering: &Steering<'_>,
 ) -> Result<(), ScrubError> {
-    let method: &dyn Fn() -> Result<(), ScrubError> = match cleaner {
-        Cleaner::Zero => &|| zero::whole(device, size_bytes, steering),
-        Cleaner::Discard => &|| discard::whole(device, size_bytes, steering),
-        Cleaner::Shred { passes } => &|| shred::whole(device, size_bytes, *passes, steering),
-        Cleaner::Quick => &|| quick::signatures(device, size_bytes, steering),
-        Cleaner::Fsclean | Cleaner::Command(_) => {
-            return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
-                "{cleaner} does not wipe block devices; use zero, discard, shred or quick"
-            ))));
-        }
-    };
+    let mut start = || before_first_write().map(|()| Position::START);
+    wipe_from(cleaner, device, size_bytes, &mut start, None, steering)
+}
+
+/// As [`wipe`], from the place that `before_first_write` answers: what lies before it was wiped by an interrupted wipe
+/// by the same method, which [`is_wiped_before`] has looked at. `marks` is told how far the wipe is.
+///
+/// # Errors
+///
+/// As [`wipe`].
+pub fn wipe_from(
+    cleaner: &Cleaner,
+    device: &File,
+    size_bytes: u64,
+    before_first_write: &mut dyn FnMut() -> Result<Position, ScrubError>,
+    marks: Option<Marks<'_>>,
+    steering: &Steering<'_>,
+) -> Result<(), ScrubError> {
+    if matches!(cleaner, Cleaner::Fsclean | Cleaner::Command(_)) {
+        return Err(ScrubError::Held(Held::CleanerUnavailable(format!(
+            "{cleaner} does not wipe block devices; use zero, discard, shred or quick"
+        ))));
+    }
     if sys::block_read_only(device.as_fd()).context("cannot ask whether the device is read-only (BLKROGET)")? {
         return Err(ScrubError::Held(Held::ReadOnly));
     }
@@ -113,9 +86,20 @@ pub fn wipe(
         )));
     }
     steering.cancel.check()?;
-    before_first_write()?;
-    method()
+    let from = before_first_write()?;
+    steering.progress.inherit(from.done_bytes(size_bytes));
+    let course = Course::new(device, size_bytes, from, marks, steering);
+    match cleaner {
+        Cleaner::Discard => discard::whole(&course),
+        Cleaner::Shred { passes } => shred::whole(&course, *passes),
+        Cleaner::Quick => quick::signatures(device, size_bytes, steering),
+        // The others were refused.
+        Cleaner::Zero | Cleaner::Fsclean | Cleaner::Command(_) => zero::whole(&course),
+    }
 }
+
+/// Is told where a pass is: everything before was done.
+type Reached<'a> = dyn FnMut(u64) -> Result<(), ScrubError> + 'a;
 
 fn logical_block_bytes(device: &File) -> Result<u64, ScrubError> {
     let bytes = rustix::fs::ioctl_blksszget(device)

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::ScrubError;
+use super::checkpoint::Cadence;
 use super::progress::{Cancel, Progress};
 use crate::sys::{self, IoPriority};
 
@@ -15,6 +16,8 @@ pub struct Limits {
     pub bytes_per_second: Option<NonZeroU64>,
     /// `--stall-timeout`: a command that neither writes a line nor ends for so long is killed.
     pub stall_timeout: Duration,
+    /// How often a native method notes how far it is.
+    pub checkpoints: Cadence,
 }
 
 impl Default for Limits {
@@ -23,6 +26,7 @@ impl Default for Limits {
             bytes_per_second: None,
             // A command is silent for long when it is at work on a large disk; the documented default.
             stall_timeout: Duration::from_secs(600),
+            checkpoints: Cadence::default(),
         }
     }
 }

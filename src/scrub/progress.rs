@@ -23,7 +23,7 @@ struct Shared {
     unit: Unit,
     started: Instant,
     /// What an earlier, interrupted scrub had done: part of `done`, not of the rate.
-    inherited: u64,
+    inherited: AtomicU64,
     done: AtomicU64,
     /// 0 means unknown.
     total: AtomicU64,
@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub unit: Unit,
     /// How much is done.
     pub done: u64,
+    /// How much of that an earlier, interrupted scrub had done.
+    pub inherited: u64,
     /// How much there is to do, if that is known.
     pub total: Option<u64>,
     /// Since the scrub began.
@@ -65,9 +67,15 @@ impl std::fmt::Display for Snapshot {
             (Unit::Bytes, None) => write!(f, "{:.0} MiB, {:.0} MiB/s", done / MIB, self.per_second / MIB)?,
             (Unit::Entries, _) => write!(f, "{} entries removed, {:.0}/s", self.done, self.per_second)?,
         }
-        match self.remaining {
-            Some(remaining) => write!(f, ", {} s left", remaining.as_secs()),
-            None => Ok(()),
+        if let Some(remaining) = self.remaining {
+            write!(f, ", {} s left", remaining.as_secs())?;
+        }
+        #[allow(clippy::cast_precision_loss)]
+        match total {
+            Some(total) if self.inherited > 0 => {
+                write!(f, ", resumed at {:.0} %", 100.0 * self.inherited as f64 / total)
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -76,19 +84,19 @@ impl Progress {
     /// A scrub that begins now. A `total` of 0 means that it is not known.
     #[must_use]
     pub fn new(unit: Unit, total: u64) -> Self {
-        Self::resumed(unit, 0, total)
-    }
-
-    /// A scrub that begins now, where an interrupted one had done `done` already.
-    #[must_use]
-    pub fn resumed(unit: Unit, done: u64, total: u64) -> Self {
         Self(Arc::new(Shared {
             unit,
             started: Instant::now(),
-            inherited: done,
-            done: AtomicU64::new(done),
+            inherited: AtomicU64::new(0),
+            done: AtomicU64::new(0),
             total: AtomicU64::new(total),
         }))
+    }
+
+    /// The scrub goes on where an interrupted one had done this much already. To be called before anything is counted.
+    pub fn inherit(&self, done: u64) {
+        self.0.inherited.store(done, Ordering::Relaxed);
+        self.0.done.store(done, Ordering::Relaxed);
     }
 
     /// Sets how much there is to do; 0 means unknown.
@@ -109,12 +117,13 @@ impl Progress {
 
     fn snapshot_after(&self, elapsed: Duration) -> Snapshot {
         let done = self.0.done.load(Ordering::Relaxed);
+        let inherited = self.0.inherited.load(Ordering::Relaxed);
         let total = Some(self.0.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
         #[allow(clippy::cast_precision_loss)]
         let per_second = if elapsed.is_zero() {
             0.0
         } else {
-            done.saturating_sub(self.0.inherited) as f64 / elapsed.as_secs_f64()
+            done.saturating_sub(inherited) as f64 / elapsed.as_secs_f64()
         };
         #[allow(clippy::cast_precision_loss)]
         let remaining = total
@@ -123,6 +132,7 @@ impl Progress {
         Snapshot {
             unit: self.0.unit,
             done,
+            inherited,
             total,
             elapsed,
             per_second,
@@ -179,11 +189,16 @@ mod tests {
 
     #[test]
     fn what_an_earlier_scrub_did_is_done_but_says_nothing_about_the_rate() {
-        let progress = Progress::resumed(Unit::Bytes, 500, 1_000);
+        let progress = Progress::new(Unit::Bytes, 1_000);
+        progress.inherit(500);
         progress.add(100);
         let snapshot = progress.snapshot_after(Duration::from_secs(2));
-        assert_eq!(snapshot.done, 600);
+        assert_eq!((snapshot.done, snapshot.inherited), (600, 500));
         assert_eq!(snapshot.remaining, Some(Duration::from_secs(8)));
+        assert_eq!(
+            snapshot.to_string(),
+            "60 % of 0 MiB, 0 MiB/s, 8 s left, resumed at 50 %"
+        );
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::client::ClientBuilder;
-use local_volume_provisioner::plan::Limits;
+use local_volume_provisioner::plan;
 use local_volume_provisioner::scan::ScanSettings;
+use local_volume_provisioner::scrub::limits::Limits;
 use local_volume_provisioner::settings::Settings;
 use serde_json::Value;
 use testkit::api::{Api, Controllers, Fault};
@@ -31,6 +32,7 @@ type Running = (oneshot::Sender<()>, JoinHandle<Result<()>>);
 pub struct World {
     pub api: Api,
     pub user: &'static str,
+    pub scrub: Cell<Limits>,
     dir: tempfile::TempDir,
     address: std::net::SocketAddr,
     daemon: RefCell<Option<Running>>,
@@ -89,6 +91,7 @@ impl World {
             _controllers: api.run_controllers(),
             api,
             user,
+            scrub: Cell::default(),
             dir,
             address: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
             daemon: None.into(),
@@ -106,12 +109,12 @@ impl World {
         let settings = Settings {
             node_name: "node1".into(),
             namespace: "default".into(),
-            scrub: Default::default(),
+            scrub: self.scrub.get(),
             job_image: None,
             config_dir: self.dir.path().join("config"),
             listen_address: Some(self.address),
             metrics_path: "/metrics".into(),
-            limits: Limits {
+            limits: plan::Limits {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 4,

@@ -134,6 +134,7 @@ impl Daemon {
             jobs: JobSettings {
                 namespace: "default",
                 image: None,
+                bytes_per_second: None,
             },
             node: &node,
             ownership: &ownership,

@@ -4,8 +4,9 @@ use super::support::{Loop, in_namespace, run};
 use super::{MIB, fill, first_other};
 use local_volume_provisioner::config::Cleaner;
 use local_volume_provisioner::reason::Held;
+use local_volume_provisioner::recycle::claim;
 use local_volume_provisioner::scrub::ScrubError;
-use local_volume_provisioner::scrub::block::{open_device, wipe};
+use local_volume_provisioner::scrub::block::wipe;
 use local_volume_provisioner::scrub::limits::Steering;
 use local_volume_provisioner::scrub::progress::{Cancel, Progress, Snapshot, Unit};
 use std::fs::File;
@@ -16,7 +17,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn wiped(cleaner: &Cleaner, device: &Path, size_bytes: u64) -> Snapshot {
-    let held = open_device(device).unwrap();
+    let held = claim(device).unwrap().file;
     let (progress, cancel) = (Progress::new(Unit::Bytes, 0), Cancel::new());
     let steering = Steering::new(&progress, &cancel, None);
     let mut calls = 0;
@@ -74,7 +75,7 @@ fn a_shred_overwrites_with_random_data_first_and_can_be_stopped() {
         let (file, size) = (dir.join("disk"), 64 * MIB);
         fill(&file, 0xaa, size);
         let device = Loop::on(&file, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let (progress, cancel) = (Progress::new(Unit::Bytes, 0), Cancel::new());
         let done = std::thread::scope(|scope| {
             // So slow that it is stopped in the first pass.
@@ -110,7 +111,7 @@ fn a_bandwidth_is_kept() {
     in_namespace(|dir| {
         let size = 16 * MIB;
         let device = Loop::new(&dir.join("disk"), size, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let (progress, cancel) = (Progress::new(Unit::Bytes, 0), Cancel::new());
         let steering = Steering::new(&progress, &cancel, NonZeroU64::new(20 * MIB));
         let began = Instant::now();
@@ -212,7 +213,7 @@ fn what_is_no_method_for_devices_touches_nothing() {
         let file = dir.join("disk");
         fill(&file, 0xaa, MIB);
         let device = Loop::on(&file, &[]);
-        let held = open_device(&device.path).unwrap();
+        let held = claim(&device.path).unwrap().file;
         let (progress, cancel) = (Progress::new(Unit::Bytes, 0), Cancel::new());
         for cleaner in [Cleaner::Fsclean, Cleaner::Command(vec!["true".into()])] {
             let steering = Steering::new(&progress, &cancel, None);

@@ -133,6 +133,29 @@ fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, 
     result
 }
 
+/// The settings of a test's daemon, which does not see the mounts of pods.
+pub fn settings(node_name: &str, config_dir: &Path) -> Settings {
+    Settings {
+        node_name: node_name.into(),
+        namespace: "default".into(),
+        job_image: Some("none".into()),
+        config_dir: config_dir.into(),
+        listen_address: None,
+        metrics_path: "/metrics".into(),
+        limits: Limits {
+            grace_period: GRACE,
+            discovery_period: PERIOD,
+            scrub_concurrency: 4,
+            scrub_retries: 10,
+        },
+        scrub: Default::default(),
+        scan: ScanSettings {
+            host_mountinfo: config_dir.join("no-such-file"),
+            ..ScanSettings::default()
+        },
+    }
+}
+
 /// A daemon: what stops it, and its end.
 type Running = (oneshot::Sender<()>, JoinHandle<Result<()>>);
 
@@ -157,30 +180,11 @@ impl Node {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir(dir.path().join("config"))?;
         let task = format!("/proc/{}/task/{}/mountinfo", std::process::id(), nix::unistd::gettid());
-        let settings = Settings {
-            node_name: name.clone(),
-            namespace: "default".into(),
-            job_image: Some("none".into()),
-            config_dir: dir.path().join("config"),
-            listen_address: None,
-            metrics_path: "/metrics".into(),
-            limits: Limits {
-                grace_period: GRACE,
-                discovery_period: PERIOD,
-                scrub_concurrency: 4,
-                scrub_retries: 10,
-            },
-            scrub: Default::default(),
-            scan: ScanSettings {
-                host_mountinfo: if world.sees_pods {
-                    PathBuf::from(&task)
-                } else {
-                    dir.path().join("no-such-file")
-                },
-                own_mountinfo: task.into(),
-                ..ScanSettings::default()
-            },
-        };
+        let mut settings = settings(&name, &dir.path().join("config"));
+        if world.sees_pods {
+            settings.scan.host_mountinfo = PathBuf::from(&task);
+        }
+        settings.scan.own_mountinfo = task.into();
         let node = Self {
             plane,
             world,

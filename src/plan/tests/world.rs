@@ -216,6 +216,7 @@ impl World {
             jobs: JobSettings {
                 namespace: "storage",
                 image: self.job_image,
+                bytes_per_second: None,
             },
             node: &self.node,
             ownership: &self.ownership,

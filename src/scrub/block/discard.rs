@@ -1,6 +1,7 @@
 //! Giving all blocks back to the device, and zeros after that: a discard promises nothing about what is read later.
 
-use super::{MIB, chunk, flush, verify, whole_blocks, zero};
+use super::course::Course;
+use super::{MIB, Reached, chunk, flush, verify, whole_blocks, zero};
 use crate::scrub::ScrubError;
 use crate::scrub::limits::Steering;
 use crate::sys;
@@ -13,16 +14,23 @@ use std::ops::Range;
 const CHUNK_BYTES: u64 = 64 * MIB;
 
 /// Discards and zeroes the whole device, and verifies the zeros.
-pub(super) fn whole(device: &File, size_bytes: u64, steering: &Steering<'_>) -> Result<(), ScrubError> {
+pub(super) fn whole(course: &Course<'_>) -> Result<(), ScrubError> {
     // As both steps cover everything, both count.
-    steering.progress.set_total(size_bytes.saturating_mul(2));
-    discard(device, 0..size_bytes, steering)?;
-    zero::zero_range(device, 0..size_bytes, steering)?;
-    verify(device, size_bytes)
+    course.steering.progress.set_total(course.size_bytes.saturating_mul(2));
+    if let Some(range) = course.rest_of(1) {
+        discard(course.device, range, course.steering, &mut |at| course.reached(1, at))?;
+    }
+    zero::pass(course, 2)?;
+    verify(course.device, course.size_bytes)
 }
 
 /// Discards what the device lets be discarded. An error is none of the scrub: the zeros are what counts.
-fn discard(device: &File, range: Range<u64>, steering: &Steering<'_>) -> Result<(), ScrubError> {
+fn discard(
+    device: &File,
+    range: Range<u64>,
+    steering: &Steering<'_>,
+    reached: &mut Reached<'_>,
+) -> Result<(), ScrubError> {
     let blocks = whole_blocks(device, &range)?;
     let mut at = blocks.start;
     while at < blocks.end {
@@ -42,6 +50,7 @@ fn discard(device: &File, range: Range<u64>, steering: &Steering<'_>) -> Result<
         }
         at = chunk.end;
         steering.done(chunk.end - chunk.start)?;
+        reached(at)?;
     }
     steering.progress.add(range.end - at);
     flush(device)
@@ -68,7 +77,13 @@ mod tests {
         let blocks = || device.file.metadata().unwrap().blocks();
         let before = blocks();
         let (progress, cancel) = (Progress::new(Unit::Bytes, 0), Cancel::new());
-        discard(&device.held, start..size, &Steering::new(&progress, &cancel, None)).unwrap();
+        discard(
+            &device.held,
+            start..size,
+            &Steering::new(&progress, &cancel, None),
+            &mut |_| Ok(()),
+        )
+        .unwrap();
         assert!(blocks() < before, "nothing was given back");
         for at in kept {
             let mut bytes = vec![0; 1 << 20];

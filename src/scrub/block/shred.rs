@@ -1,6 +1,7 @@
 //! Random data, several times, and zeros at the end.
 
-use super::{AlignedBuffer, Direct, MIB, chunk, flush, verify, whole_blocks, write_range, zero};
+use super::course::Course;
+use super::{AlignedBuffer, Direct, MIB, Reached, chunk, flush, verify, whole_blocks, write_range, zero};
 use crate::scrub::limits::Steering;
 use crate::scrub::{ScrubError, failed};
 use crate::sys;
@@ -16,19 +17,27 @@ use std::ops::Range;
 const CHUNK_BYTES: u64 = 4 * MIB;
 
 /// Overwrites the whole device with random data `passes` times, then with zeros, and verifies the zeros.
-pub(super) fn whole(device: &File, size_bytes: u64, passes: u32, steering: &Steering<'_>) -> Result<(), ScrubError> {
-    steering
-        .progress
-        .set_total(size_bytes.saturating_mul(u64::from(passes).saturating_add(1)));
+pub(super) fn whole(course: &Course<'_>, passes: u32) -> Result<(), ScrubError> {
+    let total = course.size_bytes.saturating_mul(u64::from(passes).saturating_add(1));
+    course.steering.progress.set_total(total);
     for pass in 1..=passes {
-        overwrite(device, 0..size_bytes, pass, steering)?;
+        if let Some(range) = course.rest_of(pass) {
+            let mut reached = |at| course.reached(pass, at);
+            overwrite(course.device, range, pass, course.steering, &mut reached)?;
+        }
     }
-    zero::zero_range(device, 0..size_bytes, steering)?;
-    verify(device, size_bytes)
+    zero::pass(course, passes.saturating_add(1))?;
+    verify(course.device, course.size_bytes)
 }
 
 /// One pass. Past the page cache: what is only there would be overwritten by the next pass before it was ever written.
-fn overwrite(device: &File, range: Range<u64>, pass: u32, steering: &Steering<'_>) -> Result<(), ScrubError> {
+fn overwrite(
+    device: &File,
+    range: Range<u64>,
+    pass: u32,
+    steering: &Steering<'_>,
+    reached: &mut Reached<'_>,
+) -> Result<(), ScrubError> {
     let seed = sys::random_seed().context("no random data (getrandom)")?;
     let mut random = ChaCha8Rng::from_seed(seed);
     #[allow(clippy::cast_possible_truncation)] // 4 MiB
@@ -44,6 +53,7 @@ fn overwrite(device: &File, range: Range<u64>, pass: u32, steering: &Steering<'_
             write_range(device, &chunk, buffer.bytes()).map_err(|error| cannot_write(&error, pass, chunk.start))?;
             at = chunk.end;
             steering.done(chunk.end - chunk.start)?;
+            reached(at)?;
         }
     }
     steering.progress.add(range.end - blocks.end);
@@ -87,6 +97,7 @@ mod tests {
                 start..size,
                 pass,
                 &Steering::new(&progress, &cancel, None),
+                &mut |_| Ok(()),
             )
             .unwrap();
             let bytes = read(start, 9 << 20 | 512);

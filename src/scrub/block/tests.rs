@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use super::open_device;
+use crate::devices::claim_exclusive;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -28,7 +28,7 @@ impl Loop {
             .unwrap();
         assert!(output.status.success(), "{output:?}");
         let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let held = open_device(Path::new(&path)).unwrap();
+        let held = claim_exclusive(Path::new(&path)).unwrap().file;
         let file = file.into_file();
         Some(Self { file, held, path })
     }

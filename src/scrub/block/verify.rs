@@ -31,6 +31,13 @@ const SPREAD_SAMPLES: u64 = 64;
 
 const SAMPLE_BYTES: u64 = 64 * 1024;
 
+/// Of what a resumed wipe skips: two or three seconds on a disk.
+const SKIPPED_SAMPLES: u64 = 256;
+
+/// The last part of what a resumed wipe skips is read whole: what a disk had acknowledged and not yet written when the
+/// power failed lies here.
+const LAST_BYTES: u64 = 64 * MIB;
+
 /// Reads samples of a wiped device of `size_bytes` with O_DIRECT: its first and last MiB, where known superblock copies
 /// lie, and 64 spread evenly with a random offset each.
 ///
@@ -38,6 +45,16 @@ const SAMPLE_BYTES: u64 = 64 * 1024;
 ///
 /// `Failed`: a sample is not all zeros, or cannot be read.
 pub fn verify(device: &File, size_bytes: u64) -> Result<(), ScrubError> {
+    read_samples(device, size_bytes, SPREAD_SAMPLES, 0)
+}
+
+/// As [`verify`], of what lies before `end`: more samples, and the last 64 MiB whole.
+pub(super) fn skipped(device: &File, end: u64) -> Result<(), ScrubError> {
+    read_samples(device, end, SKIPPED_SAMPLES, LAST_BYTES)
+}
+
+/// Reads the edges, the copies, `spread` samples, and the last bytes of what lies before `size_bytes`.
+fn read_samples(device: &File, size_bytes: u64, spread: u64, last_bytes: u64) -> Result<(), ScrubError> {
     let block_bytes = logical_block_bytes(device)?;
     let whole_blocks = size_bytes - size_bytes % block_bytes;
     let random = RandomState::new();
@@ -48,7 +65,10 @@ pub fn verify(device: &File, size_bytes: u64) -> Result<(), ScrubError> {
     };
     // As large as any device asks for, and a multiple of the logical block.
     let align = block_bytes.max(PAGE_BYTES as u64);
-    all_zero(device, &samples(whole_blocks, align, &mut jitter), block_bytes)
+    let mut samples = samples(whole_blocks, align, spread, &mut jitter);
+    let last = whole_blocks.saturating_sub(last_bytes);
+    samples.push(last - last % align..whole_blocks);
+    all_zero(device, &samples, block_bytes)
 }
 
 /// Reads these ranges, which begin at multiples of the logical block, with O_DIRECT.
@@ -89,7 +109,7 @@ fn check(device: &File, sample: &Range<u64>, buffer: &mut AlignedBuffer) -> Resu
 
 /// What to read of a device whose size is a multiple of its logical block; every sample begins at a multiple of `align`
 /// and ends there or at the end of the device. They may overlap.
-fn samples(size_bytes: u64, align: u64, jitter: &mut dyn FnMut(u64) -> u64) -> Vec<Range<u64>> {
+fn samples(size_bytes: u64, align: u64, spread: u64, jitter: &mut dyn FnMut(u64) -> u64) -> Vec<Range<u64>> {
     let sample = |start: u64, length: u64| {
         let start = start - start % align;
         start..start.saturating_add(length.next_multiple_of(align)).min(size_bytes)
@@ -99,8 +119,8 @@ fn samples(size_bytes: u64, align: u64, jitter: &mut dyn FnMut(u64) -> u64) -> V
         sample(size_bytes.saturating_sub(EDGE_BYTES), EDGE_BYTES + align),
     ];
     samples.extend(COPIES.iter().map(|offset| sample(*offset, SAMPLE_BYTES)));
-    let stratum = size_bytes / SPREAD_SAMPLES;
-    samples.extend((0..SPREAD_SAMPLES).map(|index| {
+    let stratum = size_bytes / spread;
+    samples.extend((0..spread).map(|index| {
         let room = stratum.saturating_sub(SAMPLE_BYTES);
         sample(
             index * stratum + jitter(index).checked_rem(room).unwrap_or(0),
@@ -118,7 +138,7 @@ mod tests {
     #[test]
     fn the_edges_the_copies_and_every_stratum_are_read() {
         let size = 1024 * 1024 * MIB + 512 * 3;
-        let samples = samples(size, 4096, &mut |index| index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let samples = samples(size, 4096, 64, &mut |index| index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let covers = |range: Range<u64>| {
             samples
                 .iter()
@@ -145,7 +165,7 @@ mod tests {
     #[test]
     fn a_tiny_device_is_read_whole() {
         for size in [512, 4096, 65_536, MIB + 512] {
-            let samples = samples(size, 4096, &mut |_| u64::MAX);
+            let samples = samples(size, 4096, 64, &mut |_| u64::MAX);
             assert!(samples.iter().all(|sample| sample.end <= size));
             assert_eq!(samples[0], 0..size.min(MIB));
             assert!(samples.iter().any(|sample| sample.end == size));

@@ -3,7 +3,8 @@
 #[cfg(test)]
 mod tests;
 
-use super::{AlignedBuffer, Direct, MIB, chunk, flush, verify, whole_blocks, write_range};
+use super::course::Course;
+use super::{AlignedBuffer, Direct, MIB, Reached, chunk, flush, verify, whole_blocks, write_range};
 use crate::scrub::ScrubError;
 use crate::scrub::limits::Steering;
 use crate::sys;
@@ -66,10 +67,20 @@ impl Method {
 }
 
 /// Zeroes the whole device and verifies it.
-pub(super) fn whole(device: &File, size_bytes: u64, steering: &Steering<'_>) -> Result<(), ScrubError> {
-    steering.progress.set_total(size_bytes);
-    zero_range(device, 0..size_bytes, steering)?;
-    verify(device, size_bytes)
+pub(super) fn whole(course: &Course<'_>) -> Result<(), ScrubError> {
+    course.steering.progress.set_total(course.size_bytes);
+    pass(course, 1)?;
+    verify(course.device, course.size_bytes)
+}
+
+/// Zeroes what is left of a pass over the whole device.
+pub(super) fn pass(course: &Course<'_>, number: u32) -> Result<(), ScrubError> {
+    let Some(range) = course.rest_of(number) else {
+        return Ok(());
+    };
+    let mut reached = |at| course.reached(number, at);
+    zero_unflushed(course.device, range, course.steering, &mut reached)?;
+    flush(course.device)
 }
 
 /// Zeroes the bytes of `range` and flushes the device; nothing is checked before and nothing verified after.
@@ -81,17 +92,21 @@ pub(super) fn whole(device: &File, size_bytes: u64, steering: &Steering<'_>) -> 
 ///
 /// `Failed`: misaligned, or the device cannot be written. `Cancelled`: the range is done up to some chunk, not flushed.
 pub fn zero_range(device: &File, range: Range<u64>, steering: &Steering<'_>) -> Result<(), ScrubError> {
-    zero_unflushed(device, range, steering)?;
+    zero_unflushed(device, range, steering, &mut |_| Ok(()))?;
     flush(device)
 }
 
 /// As [`zero_range`], without flushing.
-pub(super) fn zero_unflushed(device: &File, range: Range<u64>, steering: &Steering<'_>) -> Result<(), ScrubError> {
+pub(super) fn zero_unflushed(
+    device: &File,
+    range: Range<u64>,
+    steering: &Steering<'_>,
+    reached: &mut Reached<'_>,
+) -> Result<(), ScrubError> {
     let blocks = whole_blocks(device, &range)?;
     let mut zeros = None;
-    step_through(blocks.clone(), steering, &mut |method, chunk| {
-        apply(method, device, chunk, &mut zeros)
-    })?;
+    let mut attempt = |method: Method, chunk: &Range<u64>| apply(method, device, chunk, &mut zeros);
+    step_through(blocks.clone(), steering, &mut attempt, reached)?;
     steering.progress.add(range.end.saturating_sub(blocks.end));
     Ok(())
 }
@@ -101,6 +116,7 @@ fn step_through(
     range: Range<u64>,
     steering: &Steering<'_>,
     attempt: &mut dyn FnMut(Method, &Range<u64>) -> io::Result<()>,
+    reached: &mut Reached<'_>,
 ) -> Result<(), ScrubError> {
     let mut at = range.start;
     let mut settled = Method::PunchHole;
@@ -116,6 +132,7 @@ fn step_through(
             Ok(()) => {
                 at = chunk.end;
                 steering.done(chunk.end - chunk.start)?;
+                reached(at)?;
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

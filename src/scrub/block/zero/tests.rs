@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use super::super::{AlignedBuffer, PAGE_BYTES, open_device};
+use super::super::{AlignedBuffer, PAGE_BYTES};
 use super::*;
 use crate::scrub::progress::{Cancel, Progress, Unit};
 use rustix::fs::OFlags;
@@ -22,11 +22,18 @@ fn run(
     let mut done = Vec::new();
     let cancel = Cancel::new();
     let steering = Steering::new(&progress, &cancel, None);
-    let result = step_through(range, &steering, &mut |method, chunk| {
+    let mut at = range.start;
+    let mut attempt = |method, chunk: &Range<u64>| {
         answer(method, chunk).map_err(os)?;
         done.push((method, chunk.clone()));
         Ok(())
+    };
+    let result = step_through(range, &steering, &mut attempt, &mut |reached| {
+        assert!(reached > at, "{reached} was reached before");
+        at = reached;
+        Ok(())
     });
+    assert_eq!(at, done.last().map_or(at, |(_, chunk)| chunk.end));
     let counted = progress.snapshot().done;
     (done, result, counted)
 }
@@ -168,7 +175,7 @@ fn every_method_writes_zeros() {
             .unwrap();
         assert!(output.status.success(), "{output:?}");
         let device = Loop(String::from_utf8(output.stdout).unwrap().trim().to_owned());
-        let held = open_device(Path::new(&device.0)).unwrap();
+        let held = crate::devices::claim_exclusive(Path::new(&device.0)).unwrap().file;
         let range = 4096..5 * MIB + 512;
         if let Err(error) = apply(method, &held, &range, &mut None) {
             assert_eq!(method, Method::PunchHole, "{error}");
