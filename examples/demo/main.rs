@@ -19,7 +19,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use tokio::sync::oneshot;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use journal::Journal;
 use node::Node;
@@ -66,12 +67,22 @@ fn failed(error: &anyhow::Error, log: Option<&PathBuf>) -> ExitCode {
 
 /// Sends the provisioner's log to stderr, or to a file whose path is returned.
 fn log(verbose: bool) -> Result<Option<PathBuf>> {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off,tower=info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter: Targets = asked
+        .as_deref()
+        .unwrap_or("info,kube_client=off,kube_runtime=off,tower=info")
+        .parse()
+        .context("RUST_LOG")?;
+    let logs = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_target(false);
     if verbose {
         let ansi = screen::colours(&std::io::stderr());
-        logs.with_writer(std::io::stderr).with_ansi(ansi).init();
+        logs.with_writer(std::io::stderr)
+            .with_ansi(ansi)
+            .finish()
+            .with(filter)
+            .init();
         return Ok(None);
     }
     let (file, path): (File, PathBuf) = tempfile::Builder::new()
@@ -80,7 +91,11 @@ fn log(verbose: bool) -> Result<Option<PathBuf>> {
         .tempfile()
         .and_then(|file| Ok(file.keep()?))
         .context("the provisioner's log cannot be written; set TMPDIR to a directory that can be, or use --verbose")?;
-    logs.with_writer(Arc::new(file)).with_ansi(false).init();
+    logs.with_writer(Arc::new(file))
+        .with_ansi(false)
+        .finish()
+        .with(filter)
+        .init();
     Ok(Some(path))
 }
 
