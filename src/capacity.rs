@@ -41,33 +41,42 @@ pub fn quantity(bytes: u64) -> String {
 /// <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
 #[must_use]
 pub fn parse(quantity: &str) -> Option<u64> {
-    let split = quantity
-        .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+' || c == '-'))
-        .unwrap_or(quantity.len());
-    let (number, suffix) = quantity.split_at(split);
-    let factor: f64 = match suffix {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 1024.0,
-        "Mi" => 1024f64.powi(2),
-        "Gi" => 1024f64.powi(3),
-        "Ti" => 1024f64.powi(4),
-        "Pi" => 1024f64.powi(5),
-        "Ei" => 1024f64.powi(6),
-        exponent => 10f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
+    let quantity = quantity.strip_prefix('+').unwrap_or(quantity);
+    let split = quantity.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+    let (number, suffix) = quantity.split_at(split.unwrap_or(quantity.len()));
+    let (base, exponent): (u128, i32) = match suffix {
+        "" => (10, 0),
+        "n" => (10, -9),
+        "u" => (10, -6),
+        "m" => (10, -3),
+        "k" => (10, 3),
+        "M" => (10, 6),
+        "G" => (10, 9),
+        "T" => (10, 12),
+        "P" => (10, 15),
+        "E" => (10, 18),
+        "Ki" => (1024, 1),
+        "Mi" => (1024, 2),
+        "Gi" => (1024, 3),
+        "Ti" => (1024, 4),
+        "Pi" => (1024, 5),
+        "Ei" => (1024, 6),
+        exponent => (10, exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
     };
-    if let (Ok(whole), true) = (number.parse::<u64>(), factor >= 1.0) {
-        // Exact where a float is not: whole numbers of a whole unit.
-        return whole.checked_mul(factor as u64);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    // A float would round what is beyond 2^53.
+    let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+    if digits == 0 {
+        return Some(0);
     }
-    let value = (number.parse::<f64>().ok()? * factor).ceil();
-    (value >= 0.0 && value < 2f64.powi(64)).then_some(value as u64)
+    let places = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let bytes = match base.checked_pow(exponent.unsigned_abs()) {
+        Some(factor) if exponent >= 0 => digits.checked_mul(factor)?.div_ceil(places),
+        Some(factor) => digits.div_ceil(places.checked_mul(factor)?),
+        None if exponent >= 0 => return None,
+        None => 1,
+    };
+    u64::try_from(bytes).ok()
 }
 
 #[cfg(test)]
@@ -97,10 +106,29 @@ mod tests {
             ("2G", 2_000_000_000),
             ("1500m", 2),
             ("12E", 12_000_000_000_000_000_000),
+            ("18446744073709551615", u64::MAX),
+            ("9007199254740993.0", 9_007_199_254_740_993),
+            ("9007199254740993000m", 9_007_199_254_740_993),
+            (".5Ki", 512),
+            ("+1.", 1),
+            ("1e-99", 1),
+            ("0e99", 0),
         ] {
             assert_eq!(parse(text), Some(bytes), "{text}");
         }
-        for text in ["", "Gi", "1.2.3", "-1", "5Q", "99999999999E"] {
+        for text in [
+            "",
+            "Gi",
+            ".",
+            "1.2.3",
+            "-1",
+            "1+1",
+            "5Q",
+            "99999999999E",
+            "1e20",
+            "1e2147483647",
+            "18446744073709551616",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -21,7 +21,7 @@ mod tests;
 mod yaml;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -145,16 +145,28 @@ impl Problem {
     }
 }
 
-/// `FILE:LINE: KEY: MESSAGE`, without what is not known.
+/// `FILE:LINE: KEY: MESSAGE`, without what is not known, in one line whatever is in a key.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        escape_controls(f, &self.file)?;
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            f.write_str(": ")?;
+            escape_controls(f, &self.key)?;
         }
-        write!(f, ": {}", self.message)
+        f.write_str(": ")?;
+        escape_controls(f, &self.message)
     }
+}
+
+fn escape_controls(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| {
+        if c.is_control() {
+            write!(f, "{}", c.escape_debug())
+        } else {
+            f.write_char(c)
+        }
+    })
 }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::ops::Bound;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 
 use crate::observed::PodMount;
 
@@ -106,15 +107,16 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     })
 }
 
-fn number(field: &[u8]) -> Option<u64> {
+fn number<T: FromStr>(field: &[u8]) -> Option<T> {
     std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 fn device_number(field: &[u8]) -> Option<u64> {
     let mut parts = field.splitn(2, |&byte| byte == b':');
-    let major = number(parts.next()?)?;
-    let minor = number(parts.next()?)?;
-    Some(nix::sys::stat::makedev(major, minor))
+    // Larger numbers would lose their upper half, and be those of another device.
+    let major: u32 = number(parts.next()?)?;
+    let minor: u32 = number(parts.next()?)?;
+    Some(nix::sys::stat::makedev(major.into(), minor.into()))
 }
 
 /// A path, which is absolute except in pseudo-filesystems (`mnt:[4026531840]` of nsfs).

@@ -134,15 +134,35 @@ fn cleaner_command(fields: &Fields<'_>, warnings: &mut Vec<Fault>) -> Result<Opt
 /// Discovery directories must be distinct: a disk must not become a volume of two classes.
 pub(super) fn admit(classes: impl IntoIterator<Item = Class>) -> (BTreeMap<String, Class>, Vec<Conflict>) {
     let mut admitted: BTreeMap<String, Class> = BTreeMap::new();
+    let mut by_host_dir: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let mut by_mount_dir: BTreeMap<PathBuf, String> = BTreeMap::new();
     let mut conflicts = Vec::new();
     for class in classes {
-        match admitted.values().find_map(|earlier| conflict(&class, earlier)) {
+        // No mountDir that was let in contains another one, so one around or inside of this one stands next to it in the
+        // order of paths.
+        let (host_dir, mount_dir) = (&class.host_dir, &class.mount_dir);
+        let near = [
+            by_host_dir.get(host_dir),
+            by_mount_dir
+                .range(..=mount_dir.clone())
+                .next_back()
+                .map(|(_, name)| name),
+            by_mount_dir.range(mount_dir.clone()..).next().map(|(_, name)| name),
+        ];
+        let found = near
+            .into_iter()
+            .flatten()
+            .filter_map(|name| admitted.get(name))
+            .find_map(|earlier| conflict(&class, earlier));
+        match found {
             Some((field, message)) => conflicts.push(Conflict {
                 class: class.name,
                 field,
                 message,
             }),
             None => {
+                by_host_dir.insert(class.host_dir.clone(), class.name.clone());
+                by_mount_dir.insert(class.mount_dir.clone(), class.name.clone());
                 admitted.insert(class.name.clone(), class);
             }
         }
@@ -192,14 +212,24 @@ fn conflict(class: &Class, earlier: &Class) -> Option<(&'static str, String)> {
     Some(("mountDir", message))
 }
 
-/// Pairs of classes of which the first's hostDir lies inside of the second's.
+/// Pairs of classes of which the first's hostDir lies inside of the second's, which is the nearest one around it.
 pub(super) fn nested_host_dirs(classes: &BTreeMap<String, Class>) -> Vec<(&Class, &Class)> {
-    let pairs = classes
-        .values()
-        .flat_map(|inner| classes.values().map(move |outer| (inner, outer)));
+    let mut sorted: Vec<&Class> = classes.values().collect();
+    sorted.sort_by(|a, b| a.host_dir.cmp(&b.host_dir));
+    let mut pairs = Vec::new();
+    // What lies inside of a directory follows it in the order of paths: the ones around this one.
+    let mut around: Vec<&Class> = Vec::new();
+    for class in sorted {
+        while around
+            .pop_if(|outer| !is_inside(&class.host_dir, &outer.host_dir))
+            .is_some()
+        {}
+        if let Some(outer) = around.last() {
+            pairs.push((class, *outer));
+        }
+        around.push(class);
+    }
     pairs
-        .filter(|(inner, outer)| is_inside(&inner.host_dir, &outer.host_dir))
-        .collect()
 }
 
 fn is_inside(inner: &Path, outer: &Path) -> bool {

@@ -91,6 +91,12 @@ fn load(file: &str, map: &Node) -> Loaded {
             file: file.to_owned(),
             lines,
         };
+        if entry.key.is_empty() {
+            // A problem without a key would say that nothing could be read.
+            let message = "the API server takes no empty key: give it a name".to_owned();
+            problems.push(at(file, Some(entry.line), "data", message));
+            continue;
+        }
         let scalar = match &entry.value.value {
             Value::Scalar(scalar) if is_string(scalar) => scalar,
             _ => {

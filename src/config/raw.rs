@@ -115,7 +115,7 @@ impl<'a> Raw<'a> {
         self.node.is_null()
     }
 
-    /// The entries of a map, of a duplicate key the last; null has none.
+    /// The entries of a map, sorted, of a duplicate key the last; null has none.
     pub(super) fn entries(&self, warnings: &mut Vec<Fault>) -> Result<Vec<(&'a str, Raw<'a>)>, Fault> {
         let entries = match &self.node.value {
             Value::Map(entries) => entries,
@@ -243,6 +243,10 @@ pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 
 /// The known name that a typo or an abbreviation (`nodeLabels`) probably meant.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    // No typo has this length, and the distance takes as long as both lengths multiplied.
+    if name.len() > 64 {
+        return None;
+    }
     let name = name.to_ascii_lowercase();
     let distance = |known: &str| strsim::osa_distance(&name, &known.to_ascii_lowercase());
     let by_distance = known.iter().map(|known| (distance(known), *known)).min();

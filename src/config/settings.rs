@@ -244,7 +244,9 @@ impl Reader<'_> {
         }
         let (classes, conflicts) = class::admit(sound);
         let place = |name: &str, field: &str, message: String| {
-            let raw = entries.iter().find(|(key, _)| *key == name).map_or(raw, |(_, raw)| raw);
+            // The entries are sorted.
+            let found = entries.binary_search_by_key(&name, |(key, _)| *key);
+            let raw = found.ok().and_then(|at| entries.get(at)).map_or(raw, |(_, raw)| raw);
             class::fault_of(raw, field, message)
         };
         for conflict in conflicts {

@@ -270,6 +270,13 @@ fn a_problem_reads_well_with_and_without_a_place() {
     problem.key.clear();
     assert_eq!(problem.to_string(), "f: wrong");
     assert_eq!(problem.top_key(), "");
+    problem.key = "labelsForPV.a\nb".to_owned();
+    problem.message = "\u{1b}[31m is wrong".to_owned();
+    assert_eq!(
+        problem.to_string(),
+        "f: labelsForPV.a\\nb: \\u{1b}[31m is wrong",
+        "a log keeps its lines and a terminal its colours"
+    );
 }
 
 proptest! {

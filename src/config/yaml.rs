@@ -20,6 +20,9 @@ const NODE_COST: usize = 64;
 /// Deeper than any setting by far, and shallow enough that a recursive walk (or drop) never endangers the stack.
 const MAX_DEPTH: usize = 64;
 
+/// Longer than any setting, and than the key of a label (317), and short enough to be in the path to everything below it.
+const MAX_KEY_BYTES: usize = 512;
+
 /// A node and the line that it starts on.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
@@ -303,6 +306,9 @@ impl Key {
                 } else {
                     s.text
                 };
+                if text.len() > MAX_KEY_BYTES {
+                    return Err(error(line, &format!("a key is longer than {MAX_KEY_BYTES} bytes")));
+                }
                 Ok(Self { text, line, merge })
             }
             Value::List(_) | Value::Map(_) => Err(error(

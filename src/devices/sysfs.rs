@@ -239,9 +239,11 @@ fn stable_component(part: &str) -> Option<&str> {
     }
 }
 
-/// Nothing but zeros, hyphens and blanks is what a disk shows that was given no number.
+/// Nothing but zeros, hyphens, blanks and what is no character (erased memory is all ones) is what a disk shows that was
+/// given no number.
 fn blank(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0' | b'-' | b' '))
+    text.chars()
+        .all(|c| matches!(c, '0' | '-' | char::REPLACEMENT_CHARACTER) || c.is_whitespace())
 }
 
 /// Runs of blanks, with which SCSI pads its fields, become one underscore, as udev writes them.

@@ -160,6 +160,14 @@ fn a_virtio_disk_with_and_without_a_serial_number() {
         tree.id_text(makedev(254, 16)),
         "device boot=b bus=/devices/pci0000:00/0000:00:05.0"
     );
+    for unwritten in [&b"\xff\xff\xff\xff"[..], "\u{a0}\u{2003}".as_bytes(), b"\x0b0"] {
+        fs::write(tree.0.path().join(&disk).join("serial"), unwritten).unwrap();
+        assert_eq!(
+            tree.id_text(makedev(254, 16)),
+            "device boot=b bus=/devices/pci0000:00/0000:00:05.0",
+            "{unwritten:?} tells no disk from another one"
+        );
+    }
     tree.add(&format!("{disk}/serial"), "vol-0123456789\n");
     assert_eq!(tree.id_text(makedev(254, 16)), "device boot=b serial=vol-0123456789");
 }

@@ -99,6 +99,11 @@ fn a_deleted_source_is_recognised() {
 #[test]
 fn large_device_numbers_are_those_of_stat() {
     assert_eq!(line("1 2 259:70000 / /a rw - ext4 x rw").dev, makedev(259, 70_000));
+    assert_eq!(
+        parse_counting(b"1 2 4294967304:1 / /a rw - ext4 x rw"),
+        (Vec::new(), 1),
+        "no device number, and not 8:1"
+    );
 }
 
 #[test]

@@ -255,3 +255,29 @@ fn what_is_accepted_but_looks_wrong_is_warned_about() {
         assert_eq!(loaded.warnings, [], "{command}");
     }
 }
+
+#[test]
+fn of_nested_host_dirs_each_names_the_nearest_around_it() {
+    let value = "a: {hostDir: /h, mountDir: /a}\n\
+        b: {hostDir: /h/x/y/z, mountDir: /b}\n\
+        c: {hostDir: /h/x, mountDir: /c}\n\
+        d: {hostDir: /h/x-, mountDir: /d}\n\
+        e: {hostDir: /hh, mountDir: /e}\n";
+    let warnings = load(&[("storageClassMap", value)]).warnings;
+    let mut found: Vec<_> = warnings
+        .iter()
+        .map(|warning| {
+            (
+                warning.class.as_deref().unwrap(),
+                warning.message.split(',').nth(1).unwrap(),
+            )
+        })
+        .collect();
+    found.sort_unstable();
+    let of = |class| format!(" the hostDir of class {class:?}");
+    let expected = [("b", of("c")), ("c", of("a")), ("d", of("a"))];
+    assert_eq!(
+        found,
+        expected.each_ref().map(|(class, outer)| (*class, outer.as_str()))
+    );
+}

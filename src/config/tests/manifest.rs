@@ -145,3 +145,14 @@ fn a_manifest_is_read_from_its_file() {
         ["/nonexistent.yaml: cannot read the manifest: No such file or directory (os error 2)"]
     );
 }
+
+#[test]
+fn an_empty_key_costs_nothing_else() {
+    let loaded = parse_manifest(
+        "m",
+        "kind: ConfigMap\ndata:\n  \"\": [x]\n  useNodeNameOnly: \"true\"\n",
+    );
+    assert!(loaded.config.use_node_name_only);
+    let found: Vec<_> = loaded.problems.iter().map(|p| (p.key.as_str(), p.line)).collect();
+    assert_eq!(found, [("data", Some(3))]);
+}

@@ -251,6 +251,7 @@ fn what_is_no_single_yaml_value_is_refused() {
         ("a: &x\n  b: *x\n", 2, "inside of what it refers to"),
         ("? [a]\n: b\n", 1, "cannot be a key"),
         ("x: y\n~: b\n", 2, "missing or null"),
+        (&format!("x: y\n{}: b\n", "k".repeat(513)), 2, "longer than 512 bytes"),
         (
             "just text\n",
             1,
