@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
 use crate::devices::{self, DeviceError, ExclusiveDevice};
+use crate::failpoint;
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
@@ -66,10 +67,13 @@ impl Scrubber {
     /// [`ScrubError::Held`] where a check says no, and nothing was touched.
     pub fn run(&self) -> Result<Clean, ScrubError> {
         let _idle = IdlePriority::of_this_thread();
-        match &self.order.kind {
+        failpoint::hit!("scrub.begin");
+        let clean = match &self.order.kind {
             ScrubKind::Filesystem => self.filesystem(),
             ScrubKind::Device(cleaner) => self.device(cleaner),
-        }
+        }?;
+        failpoint::hit!("scrub.end");
+        Ok(clean)
     }
 
     fn filesystem(&self) -> Result<Clean, ScrubError> {
@@ -137,7 +141,9 @@ impl Scrubber {
                     volume: &path,
                     stall_timeout: self.limits.stall_timeout,
                 };
+                failpoint::hit!("scrub.command.before");
                 command::run(&invocation, &self.cancel)?;
+                failpoint::hit!("scrub.command.after");
             }
             native => {
                 let steering = Steering::new(&self.progress, &self.cancel, self.limits.bytes_per_second);

@@ -10,6 +10,7 @@ use super::{Arc, Daemon, Duration, Ownership, Plan, start};
 use crate::api::{self, WriteError};
 use crate::cluster::ClaimRef;
 use crate::events;
+use crate::failpoint;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle;
@@ -103,7 +104,9 @@ impl Daemon {
         let client = self.client.clone();
         self.call(&format!("claim {claim}"), async move {
             let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &claim.namespace);
-            let state = match api.get_opt(&claim.name).await {
+            let read = api.get_opt(&claim.name).await;
+            failpoint::hit!("claim.read");
+            let state = match read {
                 Ok(None) => ClaimState::Absent,
                 Ok(Some(found)) => ClaimState::Present {
                     uid: found.metadata.uid.unwrap_or_default(),

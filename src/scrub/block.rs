@@ -17,6 +17,7 @@ pub use zero::zero_range;
 use super::limits::Steering;
 use super::{ScrubError, failed};
 use crate::config::Cleaner;
+use crate::failpoint;
 use crate::reason::Held;
 use crate::sys;
 use anyhow::{Context, anyhow};
@@ -114,7 +115,10 @@ pub fn wipe(
     }
     steering.cancel.check()?;
     before_first_write()?;
-    method()
+    failpoint::hit!("scrub.block.checked");
+    method()?;
+    failpoint::hit!("scrub.block.verified");
+    Ok(())
 }
 
 fn logical_block_bytes(device: &File) -> Result<u64, ScrubError> {
