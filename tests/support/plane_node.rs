@@ -64,7 +64,8 @@ pub const WORLDS: [World; 4] = [
 /// Both permission modes, on nodes that see the mounts of pods: for tests that are not about scrubbing.
 pub const MODES: [World; 2] = [WORLDS[0], WORLDS[2]];
 
-fn plane() -> Result<&'static Plane, String> {
+/// The control plane of this test binary.
+pub fn plane() -> Result<&'static Plane, String> {
     static PLANE: OnceLock<Result<Plane, String>> = OnceLock::new();
     PLANE
         .get_or_init(|| {
@@ -73,6 +74,19 @@ fn plane() -> Result<&'static Plane, String> {
         })
         .as_ref()
         .map_err(Clone::clone)
+}
+
+/// The control plane, or `None` where it or mounts cannot be had here, and said so.
+pub fn plane_for(name: &str) -> Option<&'static Plane> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: {name}: needs root for mounts and loop devices");
+        return None;
+    }
+    if let Err(why) = Plane::available() {
+        println!("SKIPPED: {name}: {why}");
+        return None;
+    }
+    Some(plane().unwrap())
 }
 
 /// Runs a test once in every world, each on a thread with a mount namespace of its own.
@@ -86,15 +100,7 @@ pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'stat
     worlds: &[World],
     test: F,
 ) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: {name}: needs root for mounts and loop devices");
-        return;
-    }
-    if let Err(why) = Plane::available() {
-        println!("SKIPPED: {name}: {why}");
-        return;
-    }
-    let plane = plane().unwrap();
+    let Some(plane) = plane_for(name) else { return };
     let threads: Vec<_> = worlds
         .iter()
         .map(|world| {
@@ -114,7 +120,8 @@ pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'stat
     assert!(failed.is_empty(), "{name}:\n{}", failed.join("\n\n"));
 }
 
-fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, test: F) -> Result<()> {
+/// Runs a test in a world, on this thread, which moves into a mount namespace of its own.
+pub fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, test: F) -> Result<()> {
     mounts::private_namespace()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
