@@ -494,6 +494,23 @@ impl Node {
         }
     }
 
+    /// Removes what this node has in the control plane, so that others need not look through it. No daemon runs.
+    pub async fn clear(&self) -> Result<()> {
+        let own = |name: &str| name.starts_with(&format!("{}-", self.name));
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.admin.clone(), "default");
+        let names = claims.list_metadata(&ListParams::default()).await?;
+        for claim in names.iter().map(ResourceExt::name_any).filter(|name| own(name)) {
+            // What goes meanwhile is no failure.
+            let _ = self.plane.delete_pod("default", &claim).await;
+            let _ = self.plane.delete_claim("default", &claim).await;
+        }
+        for pv in self.published().await?.values() {
+            let _ = self.delete(pv).await;
+            let _ = self.patch(pv, json!({"metadata": {"finalizers": null}})).await;
+        }
+        Ok(())
+    }
+
     /// Lets the daemon look at least this often, and then some: for asserting that something does not happen.
     pub async fn several_passes(&self) {
         tokio::time::sleep(PERIOD * 4).await;
