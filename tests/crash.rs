@@ -2,6 +2,8 @@
 //! control plane, in both permission modes and with both views of the host.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+#[path = "crash/edits.rs"]
+mod edits;
 #[path = "support/plane_node.rs"]
 mod node;
 #[path = "crash/points.rs"]

@@ -61,7 +61,7 @@ impl Volume {
     /// A directory, mounted at the entry of a class.
     pub fn directory(node: &Rc<Node>, class: &str, entry: &str) -> Result<Rc<Self>> {
         let source = directory(node)?;
-        let volume = Self::new(node, class, entry, Storage::Directory(source.into()));
+        let volume = Self::of(node, class, entry, Storage::Directory(source.into()));
         std::fs::create_dir(volume.path())?;
         volume.mount()?;
         Ok(volume)
@@ -69,12 +69,18 @@ impl Volume {
 
     /// A device of this size in bytes, linked to from the entry of a class.
     pub fn device(node: &Rc<Node>, class: &str, entry: &str, bytes: u64) -> Result<Rc<Self>> {
-        let device = LoopDevice::with_file(&pool(node)?.join(format!("{class}-{entry}.img")), bytes)?;
+        let device = Self::device_of(node, &format!("{class}-{entry}.img"), bytes)?;
         std::os::unix::fs::symlink(device.path(), node.entry(class, entry))?;
-        Ok(Self::new(node, class, entry, Storage::Device(device)))
+        Ok(Self::of(node, class, entry, Storage::Device(device)))
     }
 
-    fn new(node: &Rc<Node>, class: &str, entry: &str, storage: Storage) -> Rc<Self> {
+    /// A device with a file of this name behind it.
+    pub fn device_of(node: &Node, file: &str, bytes: u64) -> Result<LoopDevice> {
+        LoopDevice::with_file(&pool(node)?.join(file), bytes)
+    }
+
+    /// This storage, neither mounted nor linked to.
+    pub fn of(node: &Rc<Node>, class: &str, entry: &str, storage: Storage) -> Rc<Self> {
         Rc::new(Self {
             node: Rc::clone(node),
             class: class.to_owned(),
