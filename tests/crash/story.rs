@@ -79,7 +79,7 @@ pub async fn story(node: Rc<Node>, case: &Case) -> Result<()> {
     } else {
         Vec::new()
     };
-    let daemon = Daemon::start(&node, &at_start)?;
+    let daemon = Daemon::start(&node, at_start)?;
     let ended = go(&node, case, &volume, &kept, &daemon).await;
     ended.with_context(|| format!("the daemon's log:\n{}", daemon.log()))?;
     if case.history != History::Force {
@@ -108,14 +108,14 @@ async fn go(node: &Rc<Node>, case: &Case, volume: &Volume, kept: &Volume, daemon
         daemon.stop().await?;
     }
     if matches!(case.armed, Armed::WhileBound) {
-        daemon.again(&case.arms())?;
+        daemon.again(case.arms())?;
     }
     node.release("a").await?;
     if matches!(case.armed, Armed::AfterRelease) {
         let released = |pv: Option<&PersistentVolume>| pv.is_some_and(|pv| phase(pv) == "Released");
         node.until(&volume.entry, "Released", released).await?;
         volume.intact()?;
-        daemon.again(&case.arms())?;
+        daemon.again(case.arms())?;
     }
     node.again(&volume.entry, &bound).await?;
     daemon.killed_times(case.kills).await?;

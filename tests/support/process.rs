@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 
 use crate::node::{DEADLINE, Node};
 
+/// What one process after the other is given as FAILPOINTS.
+type Arms = Box<dyn Iterator<Item = String>>;
+
 /// A daemon that is started again whenever it was killed.
 pub struct Daemon {
     inner: Rc<Inner>,
@@ -28,7 +31,7 @@ pub struct Daemon {
 struct Inner {
     node: Rc<Node>,
     /// What the next processes are armed with; once they are used up, nothing.
-    arms: RefCell<VecDeque<String>>,
+    arms: RefCell<Arms>,
     child: RefCell<Option<Child>>,
     /// How often it was killed, by a fail point or by the test.
     killed: Cell<u32>,
@@ -39,7 +42,7 @@ impl Inner {
     fn spawn(&self) -> Result<()> {
         let node = &self.node;
         let settings = node.settings.borrow().clone();
-        let arms = self.arms.borrow_mut().pop_front().unwrap_or_default();
+        let arms = self.arms.borrow_mut().next().unwrap_or_default();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -98,10 +101,10 @@ impl Drop for Inner {
 
 impl Daemon {
     /// Starts it. Each of `arms` is what one process is given as FAILPOINTS, one after the other.
-    pub fn start(node: &Rc<Node>, arms: &[String]) -> Result<Self> {
+    pub fn start(node: &Rc<Node>, arms: impl IntoIterator<Item = String> + 'static) -> Result<Self> {
         let inner = Rc::new(Inner {
             node: Rc::clone(node),
-            arms: RefCell::new(arms.iter().cloned().collect()),
+            arms: RefCell::new(Box::new(arms.into_iter())),
             child: RefCell::new(None),
             killed: Cell::new(0),
             ended: RefCell::new(None),
@@ -191,8 +194,8 @@ impl Daemon {
     }
 
     /// Starts it again after [`stop`](Self::stop), armed as by [`start`](Self::start).
-    pub fn again(&self, arms: &[String]) -> Result<()> {
-        *self.inner.arms.borrow_mut() = arms.iter().cloned().collect();
+    pub fn again(&self, arms: impl IntoIterator<Item = String> + 'static) -> Result<()> {
+        *self.inner.arms.borrow_mut() = Box::new(arms.into_iter());
         self.inner.spawn()
     }
 
