@@ -166,6 +166,21 @@ impl Daemon {
         std::fs::read_to_string(self.inner.node.path("daemon.log")).unwrap_or_default()
     }
 
+    /// Waits until it has logged a text.
+    pub async fn logged(&self, text: &str) -> Result<()> {
+        let end = tokio::time::Instant::now() + DEADLINE;
+        while !self.log().contains(text) {
+            self.check()?;
+            ensure!(
+                tokio::time::Instant::now() < end,
+                "{text:?} was not logged; the log is\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     /// Ends it as Kubernetes does. It must end well.
     pub async fn stop(&self) -> Result<()> {
         self.check()?;
