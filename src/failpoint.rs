@@ -73,6 +73,7 @@ mod enabled {
         "job.create.after",
         "job.delete.before",
         "job.delete.after",
+        "scrub.ordered",
         "scrub.begin",
         "scrub.filesystem.checked",
         "scrub.filesystem.entry",

@@ -139,6 +139,7 @@ impl Daemon {
     }
 
     pub(super) fn scrub(&mut self, order: ScrubOrder) {
+        failpoint::hit!("scrub.ordered");
         let former = self.memory.scrubs.get(&order.pv.uid);
         let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
         let stamp = former.and_then(|scrub| match &scrub.state {

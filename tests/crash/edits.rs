@@ -361,6 +361,7 @@ fn what_is_given_on_during_its_return_is_its_new_tenants() {
         // A PV that is being deleted, as it is during a scrub where it may carry our finalizer, cannot be bound.
         let all = [
             "delete.before",
+            "scrub.ordered",
             "scrub.begin",
             "scrub.filesystem.checked",
             "settle.scrubbed",
@@ -380,7 +381,10 @@ fn what_is_given_on_during_its_return_is_its_new_tenants() {
 /// claimRef is cleared and another claim bound, while a scrub or a deletion is under way that was decided on before.
 async fn given_on(node: Rc<Node>, point: &'static str) -> Result<()> {
     let volume = Volume::directory(&node, &node.class("Delete", "").await?, "disk1")?;
-    let daemon = Daemon::start(&node, [format!("{point}=pause")])?;
+    // It is ordered by a plan that knows nothing of the edit yet: only the last look at the PV can tell.
+    const PAST_THE_LOOK: &str = "scrub.filesystem.checked";
+    let late = if point == "scrub.ordered" { PAST_THE_LOOK } else { point };
+    let daemon = Daemon::start(&node, [format!("{point}=pause,{late}=pause")])?;
     let ended = async {
         node.available(&volume.entry).await?;
         let bound = node.claim("a", &volume.class).await?;
@@ -391,13 +395,18 @@ async fn given_on(node: Rc<Node>, point: &'static str) -> Result<()> {
         let given = node.claim("b", &volume.class).await?;
         ensure!(given.uid() == bound.uid(), "it is another PV");
         volume.soil()?;
-        if point == "scrub.filesystem.checked" {
+        if point == PAST_THE_LOOK {
             // Past the last look at the PV it is the watch that stops it.
             daemon.logged("scrub aborted").await?;
         }
         drop(held);
         node.several_passes().await;
         volume.intact()?;
+        if late != point {
+            ensure!(!node.path("held").join(late).exists(), "the PV was not read again");
+            daemon.stop().await?;
+            daemon.again([])?;
+        }
         let pvs = volume.pvs().await?;
         ensure!(
             pvs.len() == 1 && pvs[0].uid() == given.uid() && pvs[0].metadata.deletion_timestamp.is_none(),

@@ -62,6 +62,7 @@ const TABLE: &[(&str, History, Armed, u32)] = &[
     ("job.create.after",          Job,      WhileBound,   1),
     ("job.delete.before",         Job,      WhileBound,   2),
     ("job.delete.after",          Job,      WhileBound,   1),
+    ("scrub.ordered",             Files,    WhileBound,   1),
     ("scrub.begin",               Files,    WhileBound,   2),
     ("scrub.begin",               Device,   WhileBound,   1),
     ("scrub.filesystem.checked",  Files,    WhileBound,   1),
