@@ -6,10 +6,10 @@
 //!
 //! The environment variable [`VARIABLE`] says what happens where: `<point>=kill` or `<point>=pause`, separated by
 //! commas; `<point>@3=kill` is the third time that the point is reached. A thread that is held makes the file
-//! `<point>` in the directory [`DIRECTORY_VARIABLE`], and goes on when that is removed.
+//! `<point>` in the directory [`HELD_DIRECTORY`], and goes on when that is removed.
 
 #[cfg(feature = "failpoints")]
-pub use enabled::{DIRECTORY_VARIABLE, POINTS, VARIABLE, patch, reached};
+pub use enabled::{HELD_DIRECTORY, POINTS, VARIABLE, patch, reached};
 
 /// Does here what the environment asks for.
 #[cfg(feature = "failpoints")]
@@ -43,7 +43,7 @@ mod enabled {
     /// What happens where.
     pub const VARIABLE: &str = "FAILPOINTS";
     /// Where held threads say that they are.
-    pub const DIRECTORY_VARIABLE: &str = "FAILPOINTS_DIR";
+    pub const HELD_DIRECTORY: &str = "FAILPOINTS_DIR";
 
     /// All that there are. `before` and `after` are: before a request was sent, after its answer has come.
     pub const POINTS: &[&str] = &[
@@ -178,8 +178,8 @@ mod enabled {
     }
 
     fn hold(point: &str) {
-        let directory = std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from);
-        let directory = directory.unwrap_or_else(|| panic!("{DIRECTORY_VARIABLE} is not set"));
+        let directory = std::env::var_os(HELD_DIRECTORY).map(PathBuf::from);
+        let directory = directory.unwrap_or_else(|| panic!("{HELD_DIRECTORY} is not set"));
         let file: &Path = &directory.join(point);
         std::fs::write(file, "").unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
         while file.exists() {

@@ -4,6 +4,8 @@
 
 #[path = "crash/edits.rs"]
 mod edits;
+#[path = "crash/given_on.rs"]
+mod given_on;
 #[path = "support/plane_node.rs"]
 mod node;
 #[path = "crash/points.rs"]

@@ -5,11 +5,8 @@ use std::collections::BTreeSet;
 use local_volume_provisioner::failpoint::POINTS;
 
 use crate::node::{self, WORLDS, World};
-use crate::process::beside_each_other;
+use crate::process::{AT_A_TIME, beside_each_other};
 use crate::story::{Armed, Case, History, story};
-
-/// So many nodes at a time: they wait for the control plane most of the time.
-const AT_A_TIME: usize = 10;
 
 use Armed::{AfterRelease, AtStart, WhileBound};
 use History::{Adopt, Capacity, Command, Device, Edit, Files, Force, Job, Strip, Withdraw};

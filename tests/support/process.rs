@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 
 use crate::node::{DEADLINE, Node};
 
+/// So many nodes at a time: they wait for the control plane most of the time.
+pub const AT_A_TIME: usize = 10;
+
 /// What one process after the other is given as FAILPOINTS.
 type Arms = Box<dyn Iterator<Item = String>>;
 
