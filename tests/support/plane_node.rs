@@ -152,6 +152,8 @@ pub struct Node {
     pub admin: kube::Client,
     dir: tempfile::TempDir,
     pub settings: std::cell::RefCell<Settings>,
+    /// How often the PVs are looked at while something is waited for.
+    pub poll: std::cell::Cell<Duration>,
     daemon: std::cell::RefCell<Option<Running>>,
 }
 
@@ -193,6 +195,7 @@ impl Node {
             admin: plane.client().await?,
             dir,
             settings: settings.into(),
+            poll: Duration::from_millis(20).into(),
             daemon: None.into(),
         };
         // Its hostname label is not its name, as on some clouds.
@@ -347,7 +350,7 @@ impl Node {
                     serde_json::to_string_pretty(&found)?
                 );
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
@@ -380,7 +383,7 @@ impl Node {
                     published.keys()
                 );
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
@@ -444,7 +447,7 @@ impl Node {
             if tokio::time::Instant::now() > end {
                 bail!("claim {claim} was not bound within {DEADLINE:?}");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
