@@ -1,7 +1,7 @@
 //! Random histories on a real control plane with real mounts: volumes are bound, written to, released, unmounted and
 //! edited, several at once, while the daemon is killed at random moments. See `hack/chaos`.
 //!
-//! CHAOS_CYCLES: so many lives of a volume (default 160). CHAOS_SEED: makes the same choices again; the moments at which
+//! CHAOS_CYCLES: so many lives of a volume (default 300). CHAOS_SEED: makes the same choices again; the moments at which
 //! they meet each other are another time's.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
@@ -65,7 +65,7 @@ fn nothing_leaks_and_nothing_is_lost() {
     let Some(plane) = node::plane_for("chaos") else { return };
     let chaos = Chaos {
         seed: variable("CHAOS_SEED").unwrap_or_else(|| u64::from(fastrand::u32(..))),
-        cycles: u32::try_from(variable("CHAOS_CYCLES").unwrap_or(160)).unwrap(),
+        cycles: u32::try_from(variable("CHAOS_CYCLES").unwrap_or(300)).unwrap(),
         begun: AtomicU32::new(0),
         ended: AtomicU32::new(0),
         killed: AtomicU32::new(0),
