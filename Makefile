@@ -16,7 +16,7 @@ quick: ## formatting, lints and unit tests
 
 lint: ## formatting, clippy, shellcheck
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features failpoints -- -D warnings
 	shellcheck .ci/run deploy/local-disks hack/*
 
 image: ## the container image: target/image.tar

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tower::timeout::TimeoutLayer;
 
 use crate::cluster::{CleaningJob, Mode};
+use crate::failpoint;
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
@@ -121,7 +122,10 @@ fn chain(err: &(dyn std::error::Error + 'static)) -> String {
 /// # Errors
 /// See [`WriteError`].
 pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<PersistentVolume, WriteError> {
-    Ok(Api::all(client.clone()).create(&PostParams::default(), pv).await?)
+    failpoint::hit!("create.before");
+    let made = Api::all(client.clone()).create(&PostParams::default(), pv).await;
+    failpoint::hit!("create.after");
+    Ok(made?)
 }
 
 /// Changes a PV, if it is still the one and as it was.
@@ -131,9 +135,10 @@ pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<Persistent
 pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<PersistentVolume, WriteError> {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let body = merge_patch(pv, patch);
-    Ok(api
-        .patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body))
-        .await?)
+    failpoint::hit!(failpoint::patch(patch, "before"));
+    let patched = api.patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body)).await;
+    failpoint::hit!(failpoint::patch(patch, "after"));
+    Ok(patched?)
 }
 
 /// The merge patch, with the resourceVersion that the decision was made on. No two objects ever have the same, so the
@@ -171,7 +176,10 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
         preconditions: Some(preconditions),
         ..Default::default()
     };
-    Ok(api.delete(&pv.name, &params).await?.left())
+    failpoint::hit!("delete.before");
+    let deleted = api.delete(&pv.name, &params).await;
+    failpoint::hit!("delete.after");
+    Ok(deleted?.left())
 }
 
 /// Creates a cleaning Job.
@@ -181,7 +189,10 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
 pub async fn create_job(client: &Client, job: &Job) -> Result<Job, WriteError> {
     let namespace = job.metadata.namespace.as_deref().unwrap_or("default");
     let api: Api<Job> = Api::namespaced(client.clone(), namespace);
-    Ok(api.create(&PostParams::default(), job).await?)
+    failpoint::hit!("job.create.before");
+    let made = api.create(&PostParams::default(), job).await;
+    failpoint::hit!("job.create.after");
+    Ok(made?)
 }
 
 /// Deletes a cleaning Job in the foreground (its pods first), if it is still the one and as it was.
@@ -198,7 +209,10 @@ pub async fn delete_job(client: &Client, namespace: &str, job: &CleaningJob) -> 
         preconditions: Some(preconditions),
         ..DeleteParams::foreground()
     };
-    api.delete(&job.name, &params).await?;
+    failpoint::hit!("job.delete.before");
+    let deleted = api.delete(&job.name, &params).await;
+    failpoint::hit!("job.delete.after");
+    deleted?;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tracing::debug;
 
+use crate::failpoint;
 use crate::plan::{Notice, Severity};
 
 /// PVs have no namespace; their events live in this one.
@@ -83,7 +84,10 @@ pub async fn post(
         }
     }
     let event = event(source, host, notice, now);
-    match api.create(&PostParams::default(), &event).await {
+    failpoint::hit!("event.before");
+    let made = api.create(&PostParams::default(), &event).await;
+    failpoint::hit!("event.after");
+    match made {
         Ok(event) => event.metadata.name.map(|name| (name, 1)),
         Err(err) => {
             debug!(pv = %notice.pv, reason = notice.reason, error = %err, "event cannot be posted");

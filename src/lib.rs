@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod config;
 pub mod devices;
 pub mod events;
+pub mod failpoint;
 pub mod http;
 pub mod identity;
 pub mod job;

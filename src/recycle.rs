@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
 use crate::devices::{self, DeviceError, ExclusiveDevice};
+use crate::failpoint;
 use crate::identity::{Comparison, VolumeId, read};
 use crate::mounts::{self, Mount};
 use crate::names;
@@ -73,10 +74,13 @@ impl Scrubber {
     /// [`ScrubError::Held`] where a check says no, and nothing was touched.
     pub fn run(&self) -> Result<Clean, ScrubError> {
         let _idle = IdlePriority::of_this_thread();
-        match &self.order.kind {
+        failpoint::hit!("scrub.begin");
+        let clean = match &self.order.kind {
             ScrubKind::Filesystem => self.filesystem(),
             ScrubKind::Device(cleaner) => self.device(cleaner),
-        }
+        }?;
+        failpoint::hit!("scrub.end");
+        Ok(clean)
     }
 
     fn filesystem(&self) -> Result<Clean, ScrubError> {
@@ -144,7 +148,9 @@ impl Scrubber {
                     volume: &path,
                     stall_timeout: self.limits.stall_timeout,
                 };
+                failpoint::hit!("scrub.command.before");
                 command::run(&invocation, &self.cancel)?;
+                failpoint::hit!("scrub.command.after");
             }
             native => self.wipe(&native, &device.file, &facts, &mut check)?,
         }

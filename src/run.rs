@@ -23,6 +23,7 @@ use tracing::{debug, error, info, warn};
 use crate::cluster::{Mode, Node, Ownership};
 use crate::config::{self, Config, Problem};
 use crate::events::Told;
+use crate::failpoint;
 use crate::http::Health;
 use crate::lock::{LockError, Locks};
 use crate::memory::Memory;
@@ -156,6 +157,7 @@ impl Daemon {
 
     async fn go(&mut self) -> anyhow::Result<()> {
         self.connect().await;
+        failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
         loop {
             self.health.pass(Some(std::time::Instant::now()));
@@ -217,6 +219,7 @@ impl Daemon {
             return Ok(None);
         }
         drop(store);
+        failpoint::hit!("pass.looked");
         let plan = self.plan(&config, &ownership, &node, &look.observed);
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
@@ -230,6 +233,7 @@ impl Daemon {
         let due = plan.wake_at.into_iter().chain(doubts.map(|retry| retry.due)).min();
         drop(store);
         let outdated = self.outdated_checkpoints(&plan);
+        failpoint::hit!("pass.planned");
         for action in plan.actions {
             self.start(action, began);
         }

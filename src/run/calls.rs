@@ -10,6 +10,7 @@ use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
 use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, Mode};
 use crate::events;
+use crate::failpoint;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle;
@@ -105,7 +106,9 @@ impl Daemon {
         let client = self.client.clone();
         self.call(&format!("claim {claim}"), async move {
             let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &claim.namespace);
-            let state = match api.get_opt(&claim.name).await {
+            let read = api.get_opt(&claim.name).await;
+            failpoint::hit!("claim.read");
+            let state = match read {
                 Ok(None) => ClaimState::Absent,
                 Ok(Some(found)) => ClaimState::Present {
                     uid: found.metadata.uid.unwrap_or_default(),
@@ -141,6 +144,7 @@ impl Daemon {
     }
 
     pub(super) fn scrub(&mut self, order: ScrubOrder) {
+        failpoint::hit!("scrub.ordered");
         let former = self.memory.scrubs.get(&order.pv.uid);
         let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
         let stamp = former.and_then(|scrub| match &scrub.state {

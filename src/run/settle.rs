@@ -10,6 +10,7 @@ use super::{Daemon, Duration, Plan};
 use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
+use crate::failpoint;
 use crate::memory::{ClaimReading, ClaimState, ScrubState, scrub_backoff};
 use crate::metrics::By;
 use crate::plan::{JobOrder, Notice, PvRef, ScrubOrder, Severity};
@@ -295,6 +296,7 @@ impl Daemon {
     }
 
     fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
+        failpoint::hit!("settle.scrubbed");
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.running.remove(uid);
         let mode = self

@@ -20,6 +20,7 @@ use super::checkpoint::Position;
 use super::limits::Steering;
 use super::{ScrubError, failed};
 use crate::config::Cleaner;
+use crate::failpoint;
 use crate::reason::Held;
 use crate::sys;
 use anyhow::{Context, anyhow};
@@ -87,6 +88,7 @@ pub fn wipe_from(
     }
     steering.cancel.check()?;
     let from = before_first_write()?;
+    failpoint::hit!("scrub.block.checked");
     steering.progress.inherit(from.done_bytes(size_bytes));
     let course = Course::new(device, size_bytes, from, marks, steering);
     match cleaner {
@@ -95,7 +97,9 @@ pub fn wipe_from(
         Cleaner::Quick => quick::signatures(device, size_bytes, steering),
         // The others were refused.
         Cleaner::Zero | Cleaner::Fsclean | Cleaner::Command(_) => zero::whole(&course),
-    }
+    }?;
+    failpoint::hit!("scrub.block.verified");
+    Ok(())
 }
 
 /// Is told where a pass is: everything before was done.

@@ -14,6 +14,7 @@ mod tests;
 
 use super::progress::{Cancel, Progress};
 use super::{ScrubError, failed};
+use crate::failpoint;
 use crate::reason::Held;
 use anyhow::anyhow;
 use open::{DIRECTORY, FileId, Opener};
@@ -196,11 +197,13 @@ pub fn filesystem(
     let mut removal = Removal::new(dir, &root.path, &root.opener, progress, cancel)?;
     cancel.check()?;
     before_first_unlink()?;
+    failpoint::hit!("scrub.filesystem.checked");
 
     removal.pass()?;
     while !is_empty(root)? {
         removal.pass()?;
     }
+    failpoint::hit!("scrub.filesystem.emptied");
     attributes::clear_locks(root).map_err(failed(
         "clear the immutable or append-only flag (CAP_LINUX_IMMUTABLE; or use chattr -ia) of",
     ))?;
@@ -208,6 +211,7 @@ pub fn filesystem(
     // Without this a power cut could bring the files back after the volume was published again. Of the whole
     // filesystem, because the removals below the root may be in transactions that fsync of the root does not cover.
     rustix::fs::syncfs(root).map_err(failed("write back (syncfs)"))?;
+    failpoint::hit!("scrub.filesystem.synced");
 
     let status = open::status(root).map_err(failed("examine"))?;
     if !is_empty(root)? {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::ScrubError;
 use super::checkpoint::Cadence;
 use super::progress::{Cancel, Progress};
+use crate::failpoint;
 use crate::sys::{self, IoPriority};
 
 /// What bounds each scrub of a block device.
@@ -73,6 +74,7 @@ impl<'a> Steering<'a> {
     /// Counts a step that was done, and waits until the next may begin.
     pub(super) fn done(&self, bytes: u64) -> Result<(), ScrubError> {
         self.progress.add(bytes);
+        failpoint::hit!("scrub.block.chunk");
         self.throttle.spend(bytes, self.cancel)
     }
 }

@@ -64,7 +64,8 @@ pub const WORLDS: [World; 4] = [
 /// Both permission modes, on nodes that see the mounts of pods: for tests that are not about scrubbing.
 pub const MODES: [World; 2] = [WORLDS[0], WORLDS[2]];
 
-fn plane() -> Result<&'static Plane, String> {
+/// The control plane of this test binary.
+pub fn plane() -> Result<&'static Plane, String> {
     static PLANE: OnceLock<Result<Plane, String>> = OnceLock::new();
     PLANE
         .get_or_init(|| {
@@ -73,6 +74,19 @@ fn plane() -> Result<&'static Plane, String> {
         })
         .as_ref()
         .map_err(Clone::clone)
+}
+
+/// The control plane, or `None` where it or mounts cannot be had here, and said so.
+pub fn plane_for(name: &str) -> Option<&'static Plane> {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: {name}: needs root for mounts and loop devices");
+        return None;
+    }
+    if let Err(why) = Plane::available() {
+        println!("SKIPPED: {name}: {why}");
+        return None;
+    }
+    Some(plane().unwrap())
 }
 
 /// Runs a test once in every world, each on a thread with a mount namespace of its own.
@@ -86,15 +100,7 @@ pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'stat
     worlds: &[World],
     test: F,
 ) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: {name}: needs root for mounts and loop devices");
-        return;
-    }
-    if let Err(why) = Plane::available() {
-        println!("SKIPPED: {name}: {why}");
-        return;
-    }
-    let plane = plane().unwrap();
+    let Some(plane) = plane_for(name) else { return };
     let threads: Vec<_> = worlds
         .iter()
         .map(|world| {
@@ -114,7 +120,8 @@ pub fn in_worlds<F: AsyncFn(Rc<Node>) -> Result<()> + Send + Sync + Copy + 'stat
     assert!(failed.is_empty(), "{name}:\n{}", failed.join("\n\n"));
 }
 
-fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, test: F) -> Result<()> {
+/// Runs a test in a world, on this thread, which moves into a mount namespace of its own.
+pub fn run<F: AsyncFn(Rc<Node>) -> Result<()>>(plane: &'static Plane, world: World, test: F) -> Result<()> {
     mounts::private_namespace()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
@@ -170,6 +177,8 @@ pub struct Node {
     pub settings: std::cell::RefCell<Settings>,
     /// Whom the daemon runs as, if not the world's user.
     pub user: std::cell::RefCell<Option<String>>,
+    /// How often the PVs are looked at while something is waited for.
+    pub poll: std::cell::Cell<Duration>,
     daemon: std::cell::RefCell<Option<Running>>,
 }
 
@@ -193,6 +202,7 @@ impl Node {
             dir,
             settings: settings.into(),
             user: None.into(),
+            poll: Duration::from_millis(20).into(),
             daemon: None.into(),
         };
         // Its hostname label is not its name, as on some clouds.
@@ -349,7 +359,7 @@ impl Node {
                     serde_json::to_string_pretty(&found)?
                 );
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
@@ -382,7 +392,7 @@ impl Node {
                     published.keys()
                 );
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
@@ -446,7 +456,7 @@ impl Node {
             if tokio::time::Instant::now() > end {
                 bail!("claim {claim} was not bound within {DEADLINE:?}");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(self.poll.get()).await;
         }
     }
 
@@ -494,6 +504,23 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Removes what this node has in the control plane, so that others need not look through it. No daemon runs.
+    pub async fn clear(&self) -> Result<()> {
+        let own = |name: &str| name.starts_with(&format!("{}-", self.name));
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.admin.clone(), "default");
+        let names = claims.list_metadata(&ListParams::default()).await?;
+        for claim in names.iter().map(ResourceExt::name_any).filter(|name| own(name)) {
+            // What goes meanwhile is no failure.
+            let _ = self.plane.delete_pod("default", &claim).await;
+            let _ = self.plane.delete_claim("default", &claim).await;
+        }
+        for pv in self.published().await?.values() {
+            let _ = self.delete(pv).await;
+            let _ = self.patch(pv, json!({"metadata": {"finalizers": null}})).await;
+        }
+        Ok(())
     }
 
     /// Lets the daemon look at least this often, and then some: for asserting that something does not happen.

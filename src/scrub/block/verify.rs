@@ -1,6 +1,7 @@
 //! Reading a wiped device back, past the page cache: a device can acknowledge a wipe and not do it.
 
 use super::{AlignedBuffer, Direct, MIB, PAGE_BYTES, logical_block_bytes};
+use crate::failpoint;
 use crate::scrub::{ScrubError, failed};
 use anyhow::{Context, anyhow};
 use rustix::io::Errno;
@@ -45,6 +46,7 @@ const LAST_BYTES: u64 = 64 * MIB;
 ///
 /// `Failed`: a sample is not all zeros, or cannot be read.
 pub fn verify(device: &File, size_bytes: u64) -> Result<(), ScrubError> {
+    failpoint::hit!("scrub.block.wiped");
     read_samples(device, size_bytes, SPREAD_SAMPLES, 0)
 }
 

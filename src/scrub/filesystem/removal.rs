@@ -10,6 +10,7 @@
 use super::attributes::{self, Unlocked};
 use super::level::{Level, Names};
 use super::open::{DIRECTORY, FileId, Opener};
+use crate::failpoint;
 use crate::reason::Held;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::scrub::{ScrubError, failed};
@@ -182,6 +183,7 @@ impl<'a> Removal<'a> {
     fn count(&self) {
         self.removed.set(self.removed.get() + 1);
         self.progress.add(1);
+        failpoint::hit!("scrub.filesystem.entry");
         if self.passes > 0 || self.current().passes > 0 {
             self.found_again.set(self.found_again.get() + 1);
         }
