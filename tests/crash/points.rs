@@ -53,6 +53,8 @@ const TABLE: &[(&str, History, Armed, u32)] = &[
     ("delete.before",             Withdraw, AtStart,      2),
     ("delete.after",              Withdraw, AtStart,      1),
     ("claim.read",                Force,    AtStart,      1),
+    ("delete.before",             Force,    AtStart,      1),
+    ("delete.after",              Force,    AtStart,      1),
     ("event.before",              Device,   WhileBound,   1),
     ("event.after",               Device,   WhileBound,   1),
     ("job.create.before",         Job,      WhileBound,   2),
@@ -84,6 +86,8 @@ const TABLE: &[(&str, History, Armed, u32)] = &[
 fn reached(point: &str, history: History, world: &World) -> bool {
     let patches = world.user == "full";
     match history {
+        // What stands in for a PV is deleted at once where it then waits, Terminating.
+        Force if point.starts_with("delete.") => patches,
         Edit | Strip | Adopt | Capacity | Job => patches,
         // The claim's life is asked for in both.
         Files | Device | Command | Withdraw | Force => patches || !point.starts_with("patch."),

@@ -82,9 +82,7 @@ pub async fn story(node: Rc<Node>, case: &Case) -> Result<()> {
     let daemon = Daemon::start(&node, at_start)?;
     let ended = go(&node, case, &volume, &kept, &daemon).await;
     ended.with_context(|| format!("the daemon's log:\n{}", daemon.log()))?;
-    if case.history != History::Force {
-        guard.check()?;
-    }
+    guard.check()?;
     daemon.stop().await?;
     node.clear().await
 }
@@ -233,10 +231,10 @@ async fn while_bound(
             node.delete(pv).await?;
             node.patch(pv, json!({"metadata": {"finalizers": null}})).await?;
             daemon.killed_times(1).await?;
-            let bound_again =
-                |now: Option<&PersistentVolume>| now.is_some_and(|now| now.uid() != pv.uid() && phase(now) == "Bound");
-            let now = node.until(entry, "bound again", bound_again).await?;
-            marked(node, entry).await?;
+            let stands_in = |now: Option<&PersistentVolume>| {
+                now.is_some_and(|now| now.annotations().contains_key("local-volume-provisioner/stand-in"))
+            };
+            let now = node.until(entry, "a PV stands in for it", stands_in).await?;
             return now.context("no PV");
         }
         _ => {}
