@@ -336,6 +336,17 @@ impl Memory {
         failures
     }
 
+    /// When the next call that failed is due again. One whose time has come was begun by this pass, or is not wanted any
+    /// more: its end is a wake of its own.
+    #[must_use]
+    pub fn next_retry(&self, now: Duration) -> Option<Duration> {
+        self.retries
+            .values()
+            .map(|retry| retry.due)
+            .filter(|due| *due > now)
+            .min()
+    }
+
     /// The claim that a PV names, as last read.
     #[must_use]
     pub fn claim(&self, claim: &ClaimRef) -> Option<&ClaimReading> {

@@ -226,12 +226,8 @@ impl Daemon {
         self.tell(&plan, &ownership);
         self.ask_mode_again(&plan);
         self.follow_jobs(&plan);
-        let store = self.shared.store();
-        let jobs = store.doubtful_jobs().keys().map(|name| format!("job {name}"));
-        let doubtful: Vec<String> = store.doubtful().iter().cloned().chain(jobs).collect();
-        let doubts = doubtful.iter().filter_map(|name| self.memory.retries.get(name));
-        let due = plan.wake_at.into_iter().chain(doubts.map(|retry| retry.due)).min();
-        drop(store);
+        let retry = self.memory.next_retry(self.now());
+        let due = plan.wake_at.into_iter().chain(retry).min();
         let outdated = self.outdated_checkpoints(&plan);
         failpoint::hit!("pass.planned");
         for action in plan.actions {

@@ -99,6 +99,21 @@ fn failed_writes_in_a_row_wait_longer() {
 }
 
 #[test]
+fn a_retry_whose_time_has_come_is_not_waited_for() {
+    let mut memory = Memory::default();
+    memory.write_failed("pv", "503".into(), NOW);
+    memory.write_failed("other", "503".into(), NOW + Duration::from_secs(1));
+    let after = |millis| NOW + Duration::from_millis(millis);
+    assert_eq!(memory.next_retry(NOW), Some(after(100)));
+    assert_eq!(
+        memory.next_retry(after(100)),
+        Some(after(1100)),
+        "no pass after pass meanwhile"
+    );
+    assert_eq!(memory.next_retry(after(1100)), None);
+}
+
+#[test]
 fn a_pv_that_ended_by_itself_is_remembered_unless_it_was_never_used() {
     assert_eq!(
         remembered(&after_the_end(Memory::default(), &released())),
