@@ -6,6 +6,8 @@
 mod circumstances;
 #[path = "publish/entries.rs"]
 mod entries;
+#[path = "publish/in_use.rs"]
+mod in_use;
 #[path = "support/plane_node.rs"]
 mod node;
 #[path = "publish/objects.rs"]

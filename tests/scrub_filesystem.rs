@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::{Loop, bind, in_namespace, mount_tmpfs};
@@ -165,15 +166,44 @@ fn full_directories_that_were_closed_meanwhile_are_read_on() {
     });
 }
 
+/// The resident memory of this process, in kB: what there is now, or the most that there ever was.
+fn resident_kb(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
-fn one_directory_of_100_000_files() {
+fn the_number_of_files_in_a_directory_costs_no_memory() {
+    const ALONE: &str = "LVP_TEST_ALONE";
+    // Only a process of its own can tell: what other tests use at the same time would count.
+    if std::env::var_os(ALONE).is_none() {
+        let test = "the_number_of_files_in_a_directory_costs_no_memory";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command
+            .args(["--exact", test, "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
     on_each_filesystem(|dir, volume| {
+        let type_of = rustix::fs::statfs(volume).unwrap().f_type;
+        // linux/magic.h: of tmpfs. The ext4 has room for so many inodes.
+        let count = if type_of == 0x0102_1994 { 1_000_000 } else { 100_000 };
         let wide = volume.join("wide");
         fs::create_dir(&wide).unwrap();
-        for index in 0..100_000 {
-            File::create(wide.join(index.to_string())).unwrap();
+        let at = open_dir(&wide);
+        for index in 0..count {
+            rustix::fs::mknodat(&at, index.to_string(), FileType::RegularFile, Mode::RUSR, 0).unwrap();
         }
-        assert!(scrub(dir).unwrap().entries_removed > 100_000);
+        let before = resident_kb("VmRSS");
+        fs::write("/proc/self/clear_refs", "5").unwrap(); // The peak is counted from now on: proc_pid_clear_refs(5).
+        assert!(scrub(dir).unwrap().entries_removed > count);
+        let grown = resident_kb("VmHWM").saturating_sub(before);
+        assert!(grown < 4 << 10, "{grown} kB for {count} files");
         assert_empty(volume);
     });
 }
@@ -537,6 +567,151 @@ fn a_read_only_volume_is_held() {
         };
         let error = scrub_with(dir, &mut before, &Progress::new(Unit::Entries, 0), &Cancel::new()).unwrap_err();
         assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
+    });
+}
+
+#[test]
+fn a_volume_that_becomes_read_only_under_the_scrub_fails_and_is_finished_later() {
+    on_each_filesystem(|dir, volume| {
+        for directory in 0..100 {
+            let directory = volume.join(directory.to_string());
+            fs::create_dir(&directory).unwrap();
+            let at = open_dir(&directory);
+            for file in 0..1_000 {
+                rustix::fs::mknodat(&at, file.to_string(), FileType::RegularFile, Mode::RUSR, 0).unwrap();
+            }
+        }
+        // Of the mount only: that of an ext4 would be written back first, which takes longer than the scrub.
+        let remount = |flags| {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags;
+            mount(None::<&str>, volume, None::<&str>, flags, None::<&str>)
+        };
+        let progress = Progress::new(Unit::Entries, 0);
+        let ended = AtomicBool::new(false);
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while progress.snapshot().done < 100 && !ended.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                // EBUSY while something is just being removed.
+                while remount(MsFlags::MS_RDONLY).is_err() && !ended.load(Ordering::Relaxed) {}
+            });
+            let _ends = Ends(&ended);
+            scrub_with(dir, &mut || Ok(()), &progress, &Cancel::new()).unwrap_err()
+        });
+        assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
+        let done = progress.snapshot().done;
+        assert!((100..100_000).contains(&done), "{done}");
+        assert!(!names(volume).is_empty());
+        let error = scrub(dir).unwrap_err();
+        assert!(matches!(error, ScrubError::Held(Held::ReadOnly)), "{error}");
+        remount(MsFlags::empty()).unwrap();
+        let rest = scrub(dir).unwrap().entries_removed;
+        assert!(done + rest >= 100_100, "{done} + {rest}");
+        assert_empty(volume);
+    });
+}
+
+/// Two scrubs of a volume whose disk loses its medium under the first; nothing if that was not half done in time.
+fn scrubs_without_a_medium(dir: &Path) -> Option<Vec<Result<FilesystemOutcome, ScrubError>>> {
+    let (file, volume) = (dir.join("disk"), dir.join("volume"));
+    fs::create_dir(dir).unwrap();
+    let disk = Loop::new(&file, 64 << 20, &[]);
+    disk.mount_ext4(&volume, &[]);
+    for directory in 0..1_000 {
+        let directory = volume.join(directory.to_string());
+        fs::create_dir(&directory).unwrap();
+        for index in 0..10 {
+            File::create(directory.join(index.to_string())).unwrap();
+        }
+    }
+    // Mounted anew, for what is in memory is found there.
+    nix::mount::umount(&volume).unwrap();
+    mount(Some(&disk.path), &volume, Some("ext4"), MsFlags::empty(), None::<&str>).unwrap();
+    disk.detach_when_unmounted();
+    let root = open_mount_root(dir, OsStr::new("volume")).unwrap();
+    let progress = Arc::new(Progress::new(Unit::Entries, 0));
+    let seen = Arc::clone(&progress);
+    let (tell, told) = std::sync::mpsc::channel();
+    // Not of a scope: should it hang, the test must not.
+    std::thread::spawn(move || {
+        let scrub = |_| filesystem(&root, &mut || Ok(()), &progress, &Cancel::new());
+        let results = [1, 2].map(scrub).into();
+        drop(root);
+        tell.send(results).ok();
+    });
+    let end = Instant::now() + Duration::from_secs(60);
+    while seen.snapshot().done < 100 {
+        assert!(Instant::now() < end, "it does not begin");
+        std::hint::spin_loop();
+    }
+    File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(64 << 10)
+        .unwrap();
+    let in_time = seen.snapshot().done < 5_500;
+    let results = told.recv_timeout(Duration::from_secs(60)).expect("it hangs");
+    nix::mount::umount(&volume).unwrap();
+    in_time.then_some(results)
+}
+
+#[test]
+fn a_disk_that_loses_its_medium_fails_the_scrub() {
+    in_namespace(|dir| {
+        let mut attempts = (0..20).map(|attempt| dir.join(attempt.to_string()));
+        let results = attempts.find_map(|dir| scrubs_without_a_medium(&dir));
+        for result in results.expect("no scrub was slow enough") {
+            let error = match result.unwrap_err() {
+                ScrubError::Failed(error) => format!("{error:#}"),
+                other => panic!("{other}"),
+            };
+            println!("{error}");
+            assert!(error.starts_with("cannot ") && error.contains("/volume"), "{error}");
+        }
+    });
+}
+
+/// A scrub of a volume on a disk that takes no more writes than it has got, and another: what is removed is removed in
+/// memory only.
+fn scrubs_of_a_full_disk(dir: &Path) -> [Result<FilesystemOutcome, ScrubError>; 2] {
+    let (small, volume) = (dir.join("small"), dir.join("volume"));
+    fs::create_dir_all(&small).unwrap();
+    mount(Some("tmpfs"), &small, Some("tmpfs"), MsFlags::empty(), Some("size=16m")).unwrap();
+    let disk = Loop::new(&small.join("disk"), 64 << 20, &[]);
+    disk.mount_ext4(&volume, &["-E", "lazy_journal_init=1,lazy_itable_init=1"]);
+    disk.detach_when_unmounted();
+    for index in 0..1_000 {
+        fs::write(volume.join(index.to_string()), "precious").unwrap();
+    }
+    rustix::fs::syncfs(open_dir(&volume)).unwrap();
+    let filler = File::create(small.join("filler")).unwrap();
+    let mut at = 0;
+    for size in [1 << 20, 4096] {
+        while filler.write_all_at(&vec![1; size], at).is_ok() {
+            at += size as u64;
+        }
+    }
+    [scrub(dir), scrub(dir)]
+}
+
+#[test]
+fn what_does_not_reach_the_disk_is_no_success() {
+    in_namespace(|dir| {
+        // The journal may be given up at any moment: by the scrub's own writing back, or by the kernel's before it.
+        for round in 0..8 {
+            for result in scrubs_of_a_full_disk(&dir.join(round.to_string())) {
+                let error = result.unwrap_err();
+                println!("{error}");
+                let expected = match &error {
+                    ScrubError::Held(held) => *held == Held::ReadOnly,
+                    ScrubError::Failed(error) => error.to_string().starts_with("cannot "),
+                    ScrubError::Cancelled => false,
+                };
+                assert!(expected, "{error}");
+            }
+        }
     });
 }
 

@@ -9,10 +9,11 @@ use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Client;
 use kube::api::{Api, ListParams};
+use kube::runtime::wait::await_condition;
 
 use super::table::align;
 use crate::api::{self, WriteError};
-use crate::cluster::{Pv, Use};
+use crate::cluster::{Phase, Pv, Use};
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
@@ -62,49 +63,116 @@ async fn uninstall(args: &UninstallArgs, client: &Client) -> anyhow::Result<Exit
         Duration::from_secs(60)
     };
     let deadline = Instant::now() + patience;
+    let mut waited = false;
     loop {
-        let (mut taken, mut changed, mut dirty) = (0, 0, Vec::new());
-        for pv in marked(client).await? {
-            if keeps_data(&pv) && args.dirty == Dirty::Leave {
-                dirty.push(pv);
-            } else {
-                let done = take_off(args, client, &pv).await?;
-                taken += usize::from(done);
-                changed += usize::from(!done);
+        let found = match marked(client).await {
+            // Who waits for an hour waits for an API server that restarts.
+            Err(_) if waited && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
             }
-        }
-        if taken > 0 {
+            found => found?,
+        };
+        let pass = pass(args, client, found).await;
+        if pass.taken > 0 {
             let done = if args.dry_run { "would be taken" } else { "taken" };
-            println!("finalizer {} {done} off {taken} PersistentVolumes", names::FINALIZER);
+            println!(
+                "finalizer {} {done} off {} PersistentVolumes",
+                names::FINALIZER,
+                pass.taken
+            );
         }
         // What has changed meanwhile, or what a daemon has made since, is looked at once more.
-        if !args.dry_run && taken + changed > 0 && Instant::now() < deadline {
+        if !args.dry_run && pass.taken + pass.changed > 0 && Instant::now() < deadline {
             continue;
         }
-        if args.dry_run && dirty.is_empty() {
-            println!("nothing was changed");
-            return Ok(ExitCode::SUCCESS);
+        let over = !args.wait || args.dry_run || Instant::now() >= deadline;
+        if pass.dirty.is_empty() || over {
+            return end(args, &pass);
         }
-        if changed > 0 {
-            bail!("{changed} PersistentVolumes kept changing and still carry the finalizer; run this again");
+        if !waited {
+            tell(args, &pass.dirty);
+            waited = true;
         }
-        if dirty.is_empty() {
-            println!(
-                "no PersistentVolume carries the finalizer {} any more",
-                names::FINALIZER
-            );
-            return Ok(ExitCode::SUCCESS);
+        let first = settled(client, &pass.dirty[0]);
+        tokio::time::timeout_at(deadline.into(), first).await.ok();
+    }
+}
+
+/// How often is asked where watching fails: scrubs take seconds to hours, so that costs nobody anything.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What one look at all PVs has come to.
+#[derive(Default)]
+struct Pass {
+    taken: usize,
+    changed: usize,
+    dirty: Vec<Pv>,
+    refused: Vec<String>,
+}
+
+async fn pass(args: &UninstallArgs, client: &Client, found: Vec<Pv>) -> Pass {
+    let mut pass = Pass::default();
+    for pv in found {
+        if keeps_data(&pv) && (args.dirty == Dirty::Leave || pv.phase == Phase::Bound) {
+            pass.dirty.push(pv);
+            continue;
         }
-        if !args.wait || args.dry_run {
-            tell(&dirty);
-            return Ok(ExitCode::FAILURE);
+        match take_off(args, client, &pv).await {
+            Ok(()) => pass.taken += 1,
+            // It has changed or gone meanwhile: the next pass sees how it is.
+            Err(WriteError::Conflict | WriteError::Absent) => {
+                println!("PV {} has changed meanwhile", pv.name);
+                pass.changed += 1;
+            }
+            // A pod may be permitted to change the PVs of its own node only: the others' do not stop it.
+            Err(err) => pass.refused.push(format!("PV {}: {err}", pv.name)),
         }
-        if Instant::now() >= deadline {
-            tell(&dirty);
-            bail!("not scrubbed within --timeout {:?}", args.timeout);
-        }
-        // Scrubs take seconds to hours: asking once a second costs nobody anything.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    pass
+}
+
+/// The last words, by what the last pass has left.
+fn end(args: &UninstallArgs, pass: &Pass) -> anyhow::Result<ExitCode> {
+    if !pass.dirty.is_empty() {
+        tell(args, &pass.dirty);
+    }
+    for refused in &pass.refused {
+        eprintln!("cannot take the finalizer off {refused}");
+    }
+    if !pass.refused.is_empty() {
+        bail!(
+            "{} PersistentVolumes still carry the finalizer, because they could not be changed",
+            pass.refused.len()
+        );
+    }
+    if pass.changed > 0 {
+        bail!(
+            "{} PersistentVolumes kept changing and still carry the finalizer; run this again",
+            pass.changed
+        );
+    }
+    match (pass.dirty.is_empty(), args.dry_run) {
+        (true, true) => println!("nothing was changed"),
+        (true, false) => println!(
+            "no PersistentVolume carries the finalizer {} any more",
+            names::FINALIZER
+        ),
+        (false, _) if args.wait && !args.dry_run => bail!("not scrubbed within --timeout {:?}", args.timeout),
+        (false, _) => return Ok(ExitCode::FAILURE),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a PV is gone, or does not carry our finalizer any more; or, where it cannot be watched, for a moment.
+async fn settled(client: &Client, pv: &Pv) {
+    let pvs: Api<PersistentVolume> = Api::all(client.clone());
+    let done = |found: Option<&PersistentVolume>| {
+        let found = found.map(Pv::from);
+        found.is_none_or(|found| found.uid != pv.uid || !found.has_our_finalizer())
+    };
+    if await_condition(pvs, &pv.name, done).await.is_err() {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -128,35 +196,26 @@ fn keeps_data(pv: &Pv) -> bool {
     pv.deleting && pv.usage(false) != Use::Unused
 }
 
-/// Takes the finalizer off; a PV that stays is marked, so that no daemon puts it back.
-async fn take_off(args: &UninstallArgs, client: &Client, pv: &Pv) -> anyhow::Result<bool> {
+/// Takes the finalizer off; a PV that stays is marked, so that no daemon puts it back. One that holds data is marked
+/// first: should a daemon still run, the PV that stands in for it then bears the mark too, and not the finalizer.
+async fn take_off(args: &UninstallArgs, client: &Client, pv: &Pv) -> Result<(), WriteError> {
     if args.dry_run {
-        return Ok(true);
+        return Ok(());
     }
-    let rest = pv
-        .finalizers
-        .iter()
-        .filter(|finalizer| *finalizer != names::FINALIZER)
-        .cloned()
-        .collect();
-    let leaving = (!pv.deleting).then(|| (names::LEAVING.to_owned(), Some("true".to_owned())));
-    let patch = PvPatch {
-        finalizers: Some(rest),
-        annotations: leaving.into_iter().collect(),
-        ..Default::default()
-    };
-    match api::patch(client, &PvRef::from(pv), &patch).await {
-        Ok(_) => Ok(true),
-        // It has changed or gone meanwhile: the next run sees how it is.
-        Err(WriteError::Conflict | WriteError::Absent) => {
-            println!("PV {} has changed meanwhile", pv.name);
-            Ok(false)
-        }
-        Err(err) => Err(err).with_context(|| format!("cannot take the finalizer off PV {}", pv.name)),
+    let mut at = PvRef::from(pv);
+    let mut patch = PvPatch::default();
+    if !pv.deleting || keeps_data(pv) {
+        patch.annotations = [(names::LEAVING.to_owned(), Some("true".to_owned()))].into();
     }
+    if keeps_data(pv) {
+        at = PvRef::from(&Pv::from(&api::patch(client, &at, &patch).await?));
+    }
+    let rest = pv.finalizers.iter().filter(|finalizer| *finalizer != names::FINALIZER);
+    patch.finalizers = Some(rest.cloned().collect());
+    api::patch(client, &at, &patch).await.map(drop)
 }
 
-fn tell(dirty: &[Pv]) {
+fn tell(args: &UninstallArgs, dirty: &[Pv]) {
     let rows: Vec<Vec<String>> = dirty
         .iter()
         .map(|pv| {
@@ -171,8 +230,15 @@ fn tell(dirty: &[Pv]) {
             ]
         })
         .collect();
-    eprintln!(
-        "still to be scrubbed, and left as they are (--wait, or --dirty=release if you know that they are clean):"
-    );
+    let what = match (args.dirty, args.wait) {
+        (Dirty::Release, _) => {
+            "still bound, so they cannot be clean, and left as they are (delete their claims first):"
+        }
+        (Dirty::Leave, true) => "still to be scrubbed:",
+        (Dirty::Leave, false) => {
+            "still to be scrubbed, and left as they are (--wait, or --dirty=release if you know that they are clean):"
+        }
+    };
+    eprintln!("{what}");
     eprint!("{}", align(&["PV", "NODE", "PATH", "LAST CLAIM"], &rows));
 }

@@ -8,5 +8,6 @@ mod identity;
 mod jobs;
 mod properties;
 mod publish;
+mod quarantine;
 mod recycling;
 mod world;

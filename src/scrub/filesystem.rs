@@ -212,6 +212,7 @@ pub fn filesystem(
     // filesystem, because the removals below the root may be in transactions that fsync of the root does not cover.
     rustix::fs::syncfs(root).map_err(failed("write back (syncfs)"))?;
     failpoint::hit!("scrub.filesystem.synced");
+    attributes::check_journal(root).map_err(failed("write back"))?;
 
     let status = open::status(root).map_err(failed("examine"))?;
     if !is_empty(root)? {

@@ -16,7 +16,7 @@ fn returning(mode: Mode, entry: &str, uuid: &str) -> Pv {
     }
 }
 
-fn both_returning() -> Vec<(World, Pv)> {
+pub(super) fn both_returning() -> Vec<(World, Pv)> {
     let world = |mut w: World| {
         let pv = returning(w.mode, "vol", "a");
         w.pv(pv.clone()).entry("vol", mount("a"));
@@ -25,7 +25,7 @@ fn both_returning() -> Vec<(World, Pv)> {
     both_modes().map(world).into()
 }
 
-const SCRUB: &str = "scrub pv-vol (files, filesystem uuid=a)";
+pub(super) const SCRUB: &str = "scrub pv-vol (files, filesystem uuid=a)";
 
 #[test]
 fn released_is_deleted_first_where_patching_is_permitted_and_scrubbed_first_where_not() {

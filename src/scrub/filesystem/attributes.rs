@@ -3,7 +3,7 @@
 use crate::scrub::{ScrubError, failed};
 use anyhow::anyhow;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{IFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::CStr;
 
@@ -98,6 +98,22 @@ pub(super) fn clear_xattrs(root: impl AsFd, path: &str) -> Result<(), ScrubError
         }
     }
     Ok(())
+}
+
+/// Whether the filesystem still takes changes. A journal that could not be written, because the disk failed, takes back
+/// all removals with the next mount; and syncfs says nothing of it where the kernel's own commit, every few seconds, was
+/// what failed. Every later transaction is refused, though, also this one, which changes nothing.
+pub(super) fn check_journal(root: impl AsFd) -> Result<(), Errno> {
+    match rustix::fs::fremovexattr(&root, c"user.local-volume-provisioner.none") {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        // No attributes of users here (nouser_xattr, or none at all; or a sticky directory): it takes a real change.
+        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
+            let name = c".local-volume-provisioner";
+            rustix::fs::mkdirat(&root, name, Mode::empty())?;
+            rustix::fs::unlinkat(&root, name, AtFlags::REMOVEDIR)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a tenant sets attributes of this name. Labels (security.*) belong to the node, trusted.* to overlayfs.

@@ -103,3 +103,39 @@ fn a_mount_root_is_told_by_its_mount_id_where_the_kernel_does_not_say() {
         }
     });
 }
+
+#[test]
+fn a_journal_that_was_given_up_is_noticed_where_syncfs_says_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: needs root for mounts and loop devices");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().to_owned();
+    let test = move || {
+        use testkit::mounts;
+        mounts::private_namespace().unwrap();
+        let (small, volume) = (dir.join("small"), dir.join("volume"));
+        // A disk that takes no more writes than it has got.
+        mounts::tmpfs(&small, 16 << 20).unwrap();
+        let disk = mounts::LoopDevice::with_file(&small.join("disk"), 64 << 20).unwrap();
+        let mut mkfs = std::process::Command::new("mkfs.ext4");
+        mkfs.args(["-q", "-F", "-E", "lazy_journal_init=1"]).arg(disk.path());
+        assert!(mkfs.status().unwrap().success());
+        mounts::device(disk.path(), &volume, "ext4").unwrap();
+        drop(disk); // Once it is unmounted.
+        let root = open_mount_root(&dir, OsStr::new("volume")).unwrap();
+        attributes::check_journal(&root).unwrap();
+        assert!(std::fs::write(small.join("filler"), vec![1; 16 << 20]).is_err());
+        for index in 0..1_000 {
+            std::fs::write(volume.join(index.to_string()), "").ok();
+        }
+        rustix::fs::syncfs(&root).unwrap_err();
+        println!("now syncfs says {:?}", rustix::fs::syncfs(&root)); // Ok(()), on Linux 6.18.
+        let error = attributes::check_journal(&root).unwrap_err();
+        assert!(matches!(error, Errno::ROFS | Errno::IO), "{error}");
+    };
+    if let Err(panic) = std::thread::spawn(test).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
