@@ -379,10 +379,18 @@ impl Pv {
         self.annotations.contains_key(names::LEAVING)
     }
 
-    /// Whether it stands in for one that was removed before its volume was scrubbed.
+    /// Whether it was made to stand in for one that was removed before its volume was scrubbed.
     #[must_use]
     pub fn is_stand_in(&self) -> bool {
         self.annotations.contains_key(names::STAND_IN)
+    }
+
+    /// Whether it stands in for another, and for nothing else: nobody has bound it by hand.
+    #[must_use]
+    pub fn only_stands_in(&self) -> bool {
+        let being_bound = matches!(self.phase, Phase::Available | Phase::Pending)
+            && self.claim_uid().is_some_and(|uid| uid != names::NO_CLAIM);
+        self.is_stand_in() && self.phase != Phase::Bound && !being_bound
     }
 
     /// The claim that may still live, and would bind again to a PV of this name.
@@ -416,8 +424,9 @@ impl Pv {
     /// Whether it was ever bound. `watched_since_creation`: this process saw every change of it, without a gap.
     #[must_use]
     pub fn usage(&self, watched_since_creation: bool) -> Use {
-        if self.annotation(names::STAND_IN) == Some("unknown") && self.phase != Phase::Bound {
-            return Use::Unknown; // It was never bound itself, whatever its claimRef says.
+        let never_bound = self.claim_uid().is_none_or(|uid| uid == names::NO_CLAIM);
+        if self.annotation(names::STAND_IN) == Some("unknown") && never_bound {
+            return Use::Unknown; // Whatever its claimRef says.
         }
         let used = self.seen_used
             || self.annotations.contains_key(names::USED)

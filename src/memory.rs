@@ -25,6 +25,8 @@ pub struct Memory {
     pub let_go: BTreeMap<String, Duration>,
     /// PVs that ended although we did not let them go, by the path of their volume, until another stands in for them.
     pub gone: BTreeMap<PathBuf, GonePv>,
+    /// UIDs of PVs whose checkpoint, whatever it says, does not count: this process saw what may have come to the device.
+    pub outworn: BTreeSet<String>,
     /// Since when a PV's volume is missing, by the PV's UID.
     pub missing_since: BTreeMap<String, Duration>,
     /// Since when a PV is seen as released, by its UID.
@@ -176,6 +178,7 @@ impl Memory {
         self.gone.retain(|path, _| !stands_in(path));
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
+        self.outworn.retain(|uid| alive.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
         self.released_since.retain(|uid, _| alive.contains(uid.as_str()));

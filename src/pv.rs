@@ -68,7 +68,7 @@ pub fn build(p: &Publication<'_>) -> PersistentVolume {
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(p.name.to_owned()),
-            labels: Some(labels(p)),
+            labels: Some(labels(p.config, p.node, p.ownership)),
             annotations: Some(annotations),
             finalizers: (p.mode == Mode::Patch).then(|| vec![names::FINALIZER.into()]),
             owner_references: p.config.set_pv_owner_ref.then(|| vec![owner_reference(p.node)]),
@@ -137,7 +137,7 @@ pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
     };
     annotations.insert(names::STAND_IN.into(), word.into());
     // The claim of one that was released is gone; any other may live.
-    let may_live = !pv.is_stand_in() && !matches!(pv.phase, Phase::Released | Phase::Failed);
+    let may_live = pv.claim_uid() != Some(names::NO_CLAIM) && !matches!(pv.phase, Phase::Released | Phase::Failed);
     if let Some(claim) = pv.claim.as_ref().filter(|claim| may_live && !claim.uid.is_empty()) {
         let value = format!("{}/{}/{}", claim.namespace, claim.name, claim.uid);
         annotations.insert(names::LAST_CLAIM.into(), value);
@@ -145,7 +145,8 @@ pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
             annotations.remove(names::RETAINED); // Said of what a claim would leave, not of what one may still have.
         }
     }
-    if let (Some(uid), "used") = (pv.claim_uid(), word) {
+    let claim_uid = pv.claim_uid().filter(|uid| *uid != names::NO_CLAIM);
+    if let (Some(uid), "used") = (claim_uid, word) {
         annotations.entry(names::USED.into()).or_insert_with(|| uid.to_owned());
     }
     let claim = pv.claim.as_ref();
@@ -158,7 +159,7 @@ pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(s.name.to_owned()),
-            labels: Some([(names::NODE_LABEL.to_owned(), s.ownership.hostname.clone())].into()),
+            labels: Some(labels(s.config, s.node, s.ownership)),
             annotations: Some(annotations),
             finalizers: finalizer.then(|| vec![names::FINALIZER.into()]),
             owner_references: s.config.set_pv_owner_ref.then(|| vec![owner_reference(s.node)]),
@@ -199,15 +200,14 @@ fn volume_mode(mode: VolumeMode) -> &'static str {
 }
 
 /// Node labels, then the constant ones, which win; and our own, by which the watch selects.
-fn labels(p: &Publication<'_>) -> BTreeMap<String, String> {
-    let mut labels: BTreeMap<String, String> = p
-        .config
+fn labels(config: &Config, node: &Node, ownership: &Ownership) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> = config
         .node_labels_for_pv
         .iter()
-        .filter_map(|key| Some((key.clone(), p.node.labels.get(key)?.clone())))
+        .filter_map(|key| Some((key.clone(), node.labels.get(key)?.clone())))
         .collect();
-    labels.extend(p.config.labels_for_pv.clone());
-    labels.insert(names::NODE_LABEL.into(), p.ownership.hostname.clone());
+    labels.extend(config.labels_for_pv.clone());
+    labels.insert(names::NODE_LABEL.into(), ownership.hostname.clone());
     labels
 }
 

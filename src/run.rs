@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::cluster::{Mode, Node, Ownership};
+use crate::cluster::{Mode, Node, Owner, Ownership, Pv};
 use crate::config::{self, Config, Problem};
 use crate::events::Told;
 use crate::failpoint;
@@ -245,7 +245,15 @@ impl Daemon {
             self.gaps = store.gaps();
             self.memory.watched_since_creation.clear();
         }
-        let endings = store.take_endings();
+        let mut endings = store.take_endings();
+        // Of the many local PVs that other programs may make on this node only those in our directories matter.
+        let in_our_directory = |pv: &Pv| {
+            config
+                .classes
+                .values()
+                .any(|class| Some(class.host_dir.as_path()) == pv.host_dir())
+        };
+        endings.retain(|pv| ownership.of(pv) != Owner::Foreign || in_our_directory(pv));
         self.memory.note(&endings, store.cluster(), ownership, now);
         self.memory.note_jobs(&store.cluster().jobs, now);
         let progress = self

@@ -152,6 +152,9 @@ fn end(args: &UninstallArgs, pass: &Pass) -> anyhow::Result<ExitCode> {
             pass.changed
         );
     }
+    if pass.taken > 0 && !args.dry_run {
+        bail!("PersistentVolumes with the finalizer kept being made; stop the DaemonSet and run this again");
+    }
     match (pass.dirty.is_empty(), args.dry_run) {
         (true, true) => println!("nothing was changed"),
         (true, false) => println!(

@@ -89,13 +89,14 @@ impl<'a> Planner<'a> {
             ownership: self.i.ownership,
             mode: self.i.mode,
         });
-        volume.warning = self
-            .i
-            .memory
-            .retries
-            .get(&pv_name)
-            .map(|retry| format!("its PV cannot be created: {}", retry.error));
+        volume.warning = self.uncreatable(&pv_name);
         self.act(&pv_name, Action::Create(Box::new(object)));
+    }
+
+    /// Why the PV of an entry could not be created at the last try.
+    fn uncreatable(&self, pv_name: &str) -> Option<String> {
+        let retry = self.i.memory.retries.get(pv_name)?;
+        Some(format!("its PV cannot be created: {}", retry.error))
     }
 
     /// The classic name, or the longer one if that is taken by a PV of another path, node or class.
@@ -177,6 +178,7 @@ impl<'a> Planner<'a> {
             return;
         }
         volume.state = State::Held(Held::RemovedByForce);
+        volume.warning = self.uncreatable(&name);
         self.names.insert(name.clone(), Some(path.to_owned()));
         let object = pv::stand_in(&pv::StandIn {
             name: &name,

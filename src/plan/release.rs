@@ -132,8 +132,18 @@ impl Planner<'_> {
             }
             return State::Released;
         }
-        if pv.phase != Phase::Released {
-            return State::Released; // kube-controller-manager has not looked at it yet.
+        match (pv.phase, pv.claim_uid()) {
+            (Phase::Released | Phase::Failed, _) => {}
+            (_, None) => {
+                // The claimRef is what keeps it from being bound: another is made with one.
+                self.delete(
+                    pv,
+                    false,
+                    "its claimRef was removed, and it only stands in for a PV that was removed by force",
+                );
+                return State::Released;
+            }
+            _ => return State::Released, // kube-controller-manager has not looked at it yet.
         }
         self.returning(pv, key, sight, |planner, pv, why| planner.delete(pv, true, why))
     }

@@ -15,13 +15,13 @@ impl Planner<'_> {
         self.occupy(pv, false);
         self.abort_outdated(pv);
         let (key, sight) = self.sight(pv);
-        if pv.is_stand_in() && pv.phase != Phase::Bound {
+        if pv.only_stands_in() {
             let message = "its predecessor was removed before the volume was scrubbed: this PV stands in for it, and goes when the volume is clean".to_owned();
             self.notice(pv, Severity::Warning, "RemovedByForce", message);
         }
         let (state, warning) = if pv.deleting {
             (self.terminating(pv, key.as_ref(), &sight), None)
-        } else if pv.is_stand_in() && pv.phase != Phase::Bound {
+        } else if pv.only_stands_in() {
             (self.stand_in(pv, key.as_ref(), &sight), None)
         } else {
             match (pv.phase, &pv.claim) {

@@ -145,13 +145,13 @@ impl Daemon {
 
     pub(super) fn scrub(&mut self, order: ScrubOrder) {
         failpoint::hit!("scrub.ordered");
+        let may_resume = self.may_resume(&order);
         let former = self.memory.scrubs.get(&order.pv.uid);
         let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
         let stamp = former.and_then(|scrub| match &scrub.state {
             ScrubState::Clean { stamp, .. } => stamp.clone(),
             _ => None,
         });
-        let may_resume = self.may_resume(&order);
         let unit = match order.kind {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,

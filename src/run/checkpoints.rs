@@ -57,26 +57,38 @@ impl Daemon {
         due.collect()
     }
 
-    /// The PVs whose checkpoint does not count any more, as the plan shows.
-    pub(super) fn outdated_checkpoints(&self, plan: &Plan) -> Vec<PvRef> {
-        let store = self.shared.store();
+    /// The PVs whose checkpoint does not count any more, as the plan shows. That is remembered: the annotation may be seen
+    /// late, or not be removable now, and what was seen may have ended by then.
+    pub(super) fn outdated_checkpoints(&mut self, plan: &Plan) -> Vec<PvRef> {
+        let shared = self.shared.clone();
+        let store = shared.store();
         let Some(ownership) = store.ownership() else {
             return Vec::new();
         };
         let ours = |pv: &&Pv| ownership.of(pv) == Owner::Ours && !self.running.contains_key(&pv.uid);
         let pvs = store.cluster().pvs.values();
-        let noted = pvs.filter(|pv| pv.annotation(names::CHECKPOINT).is_some());
-        let outdated = noted.filter(ours).filter(|pv| is_outdated(pv, plan, store.cluster()));
-        outdated.map(PvRef::from).collect()
+        let bearers = pvs.filter(|pv| pv.annotation(names::CHECKPOINT).is_some() || checkpoint::may_be_noted_on(pv));
+        let outdated = bearers.filter(ours).filter(|pv| is_outdated(pv, plan, store.cluster()));
+        let outdated: Vec<&Pv> = outdated.collect();
+        self.memory.outworn.extend(outdated.iter().map(|pv| pv.uid.clone()));
+        let noted = outdated
+            .into_iter()
+            .filter(|pv| pv.annotation(names::CHECKPOINT).is_some());
+        noted.map(PvRef::from).collect()
     }
 
     /// Whether a scrub may begin where an interrupted one has left off. What an earlier try of this process has met, a
     /// device that is in use or one that fails, a checkpoint does not outlive.
-    pub(super) fn may_resume(&self, order: &ScrubOrder) -> bool {
+    pub(super) fn may_resume(&mut self, order: &ScrubOrder) -> bool {
         let unread = |state: &ScrubState| matches!(state, ScrubState::HeldBack { held, .. } if matches!(held, Held::Unreadable(_)));
-        let former = self.memory.scrubs.get(&order.pv.uid);
-        former.is_none_or(|former| unread(&former.state))
-            && !wiped_by_job(self.shared.store().cluster(), &order.pv.name, &order.pv.uid)
+        let uid = &order.pv.uid;
+        let former = self.memory.scrubs.get(uid);
+        if former.is_some_and(|former| !unread(&former.state))
+            || wiped_by_job(self.shared.store().cluster(), &order.pv.name, uid)
+        {
+            self.memory.outworn.insert(uid.clone());
+        }
+        !self.memory.outworn.contains(uid)
     }
 
     /// Only the next checkpoint makes up for one that could not be written: the wipe goes on, and at worst some of it is

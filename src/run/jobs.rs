@@ -213,16 +213,21 @@ impl Daemon {
                 return self.shared.update(|store| store.job_found(&job));
             }
             Made::Held(held) => held,
-            // Between two looks: the next pass makes it.
-            Made::Exists(None) => return,
+            // It has gone between two looks.
+            Made::Exists(None) => Held::JobRunning(name.clone()),
             Made::Exists(Some(job)) => {
                 self.shared.update(|store| store.job_found(&job));
                 let ended = |(_, job): &(String, CleaningJob)| job.progress != JobProgress::AtWork;
-                if cleaning_job(&job)
-                    .filter(ended)
-                    .is_none_or(|(_, job)| !job.is_foreign())
-                {
-                    return; // It is known now, and the next pass judges it.
+                let foreign = |(_, job): &(String, CleaningJob)| job.is_foreign();
+                let known = self.shared.store().cluster().jobs.of(&order.pv).is_some();
+                match cleaning_job(&job).filter(ended) {
+                    Some(ended) if foreign(&ended) => {}
+                    _ if known => return, // The next pass judges it.
+                    // It has the name, and is for another PV or on another node.
+                    _ => {
+                        let held = Held::JobRunning(name);
+                        return self.hold_job_back(&order.pv, &order.pv_uid, order.claim_uid.as_deref(), held);
+                    }
                 }
                 let namespace = &self.settings.namespace;
                 Held::CleanerUnavailable(format!(
@@ -281,17 +286,30 @@ impl Daemon {
         result: Result<(), WriteError>,
     ) {
         self.memory.in_flight.remove(pv);
+        // The watch may lag: it is neither deleted nor counted twice.
         match result {
-            Ok(()) | Err(WriteError::Absent) => {}
+            Ok(()) => self.shared.update(|store| store.job_going(&job.uid)),
+            Err(WriteError::Absent) => {
+                self.memory.retries.remove(pv);
+                return self.shared.update(|store| store.job_gone(&job.uid));
+            }
             // Also where it is not as it was: the watch shows how it is, in a moment.
             Err(error) => return self.job_not_deleted(pv, job, &error),
         }
         self.memory.retries.remove(pv);
         match held {
             // No failure: it is judged anew after a pause.
-            Some(held) => self.hold_job_back(pv, &job.pv_uid, job.claim_uid.as_deref(), held),
+            Some(held) => self.hold_back_for(pv, job, held),
             None => self.count_job(pv, job),
         }
+    }
+
+    /// A hold of the release that the PV is in now: a Job of the classic program does not say which it was made for.
+    fn hold_back_for(&mut self, pv: &str, job: &CleaningJob, held: Held) {
+        let live = self.shared.store().cluster().pvs.get(pv).cloned();
+        let live = live.filter(|live| live.uid == job.pv_uid);
+        let claim_uid = live.as_ref().map_or(job.claim_uid.as_deref(), |live| live.claim_uid());
+        self.hold_job_back(pv, &job.pv_uid, claim_uid, held);
     }
 
     fn job_not_deleted(&mut self, pv: &str, job: &CleaningJob, error: &WriteError) {
@@ -303,7 +321,7 @@ impl Daemon {
         };
         if waits_for_it && matches!(error, WriteError::Forbidden(_)) {
             let held = Held::CleanerUnavailable(self.refused_job("delete", &job.name, error));
-            return self.hold_job_back(pv, &job.pv_uid, job.claim_uid.as_deref(), held);
+            return self.hold_back_for(pv, job, held);
         }
         self.failed(pv, error, "delete the cleaning Job of");
     }
@@ -312,10 +330,7 @@ impl Daemon {
     fn count_job(&mut self, pv: &str, job: &CleaningJob) {
         let now = self.now();
         let live = self.shared.store().cluster().pvs.get(pv).cloned();
-        let gone = self.memory.gone.values().find(|gone| gone.pv.uid == job.pv_uid);
-        let known = live
-            .filter(|live| live.uid == job.pv_uid)
-            .or_else(|| gone.map(|gone| gone.pv.clone()));
+        let known = live.filter(|live| live.uid == job.pv_uid);
         let mode = known.as_ref().map_or_else(Default::default, |pv| pv.mode);
         match &job.progress {
             JobProgress::AtWork => {}

@@ -26,6 +26,7 @@ impl Store {
                     job = known.clone(); // Read by name, or our own write's answer.
                 }
                 job.started |= known.started;
+                job.deleting |= known.deleting; // The watch may lag behind our own write.
             }
             // Of two for one PV the one at work counts.
             if read.get(&pv).is_none_or(|kept| kept.progress != JobProgress::AtWork) {
@@ -78,6 +79,22 @@ impl Store {
         } else {
             jobs.insert(pv, job);
         }
+    }
+
+    /// The server has taken our word to delete a Job.
+    pub fn job_going(&mut self, uid: &str) {
+        let (Jobs::Read(jobs) | Jobs::Unreadable { left: jobs, .. }) = &mut self.cluster.jobs;
+        if let Some(job) = jobs.values_mut().find(|job| job.uid == uid) {
+            job.deleting = true;
+            self.version += 1;
+        }
+    }
+
+    /// A Job is gone.
+    pub fn job_gone(&mut self, uid: &str) {
+        let (Jobs::Read(jobs) | Jobs::Unreadable { left: jobs, .. }) = &mut self.cluster.jobs;
+        jobs.retain(|_, job| job.uid != uid);
+        self.version += 1;
     }
 
     /// What reading a Job by its name has shown; `uid` is of the one that was known before.

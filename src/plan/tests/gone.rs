@@ -130,8 +130,47 @@ fn it_never_comes_into_circulation() {
     }
     // Without permission to patch it waits for kube-controller-manager to see that its claim is not there.
     w.mode = Mode::Classic;
-    w.pv(new);
+    w.pv(new.clone());
     w.expect_actions(&[]);
+    // Without a claimRef it could be bound: it makes way for another.
+    w.pv(Pv {
+        claim: None,
+        phase: Phase::Available,
+        ..new
+    });
+    w.expect_actions(&["delete pv-vol"]);
+}
+
+#[test]
+fn one_that_was_bound_by_hand_is_a_pv_like_any_other() {
+    let by_hand = |phase| {
+        let mut pv = made(&gone(world(), available("vol", "a").unknown(), Use::Unknown));
+        pv.claim = bound().claim;
+        Pv { phase, ..pv }
+    };
+    for (phase, state) in [(Phase::Available, "vol available"), (Phase::Bound, "vol bound")] {
+        let mut w = world();
+        w.pv(by_hand(phase)).entry("vol", mount("a"));
+        assert_eq!(w.states(), [state]);
+        assert_eq!(by_hand(phase).usage(false), Use::Used);
+    }
+    // Its claim may live, when it is removed in its turn.
+    let w = gone(world(), by_hand(Phase::Bound), Use::Used);
+    assert_eq!(made(&w).last_claim(), bound().claim);
+}
+
+#[test]
+fn one_that_is_refused_says_why_and_has_the_labels_that_others_have() {
+    let mut w = gone(world(), bound(), Use::Used);
+    w.config.labels_for_pv = [("team".to_owned(), "storage".to_owned())].into();
+    let plan = w.plan();
+    let [Action::Create(pv)] = plan.actions.as_slice() else {
+        panic!("{:?}", w.actions());
+    };
+    assert_eq!(pv.metadata.labels.as_ref().unwrap()["team"], "storage");
+    w.memory.write_failed("pv-vol", "denied by policy".into(), w.now);
+    let warning = w.plan().volumes[0].warning.clone();
+    assert_eq!(warning.as_deref(), Some("its PV cannot be created: denied by policy"));
 }
 
 #[test]

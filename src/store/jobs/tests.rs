@@ -55,6 +55,21 @@ fn a_job_that_leaves_the_watch_counts_until_it_is_read_by_name() {
 }
 
 #[test]
+fn a_job_that_we_have_deleted_stays_so_while_the_watch_lags() {
+    let mut store = store();
+    let failed = json!({"failed": 3, "conditions": [{"type": "Failed", "status": "True"}]});
+    store.jobs([job("a", 1, failed.clone())].iter());
+    store.job_going("a");
+    store.jobs([job("a", 1, failed.clone())].iter());
+    assert!(store.cluster().jobs.of("pv1").unwrap().deleting);
+    store.job_gone("a");
+    assert_eq!(known(&store), None);
+    // Another one of its name is not it.
+    store.jobs([job("b", 3, failed)].iter());
+    assert!(!store.cluster().jobs.of("pv1").unwrap().deleting);
+}
+
+#[test]
 fn a_job_that_ended_or_was_deleted_is_not_looked_for() {
     let mut deleted = job("a", 1, json!({"active": 1}));
     deleted.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
