@@ -29,11 +29,26 @@ pub(crate) fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
         )
         .unwrap();
         mount_tmpfs(&dir);
+        let _unmounted = Unmounted(&dir);
         test(&dir);
     });
-    // The namespace went with its last thread, and the mounts with it.
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
+    }
+}
+
+/// Unmounts what is mounted below a directory when it is dropped. The mounts would go with the namespace, but a loop
+/// device that is mounted beside its own backing file may then keep both.
+struct Unmounted<'a>(&'a Path);
+
+impl Drop for Unmounted<'_> {
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        let below: Vec<&Path> = points.filter(|point| point.starts_with(self.0)).collect();
+        for point in below.iter().rev() {
+            nix::mount::umount2(*point, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
     }
 }
 
