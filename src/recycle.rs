@@ -130,7 +130,7 @@ impl Scrubber {
 
     fn device(&self, cleaner: &Cleaner) -> Result<Clean, ScrubError> {
         let path = self.order.directory.mount_dir.join(&self.order.entry);
-        let device = claim(&path)?;
+        let device = claim(&path, &self.scan)?;
         let facts = examine_device(&device, &path, &self.scan, self.order.expected.as_ref())?;
         let mut check = || {
             let host = self.host_mounts()?;
@@ -201,9 +201,9 @@ impl Scrubber {
 /// # Errors
 /// `Held`: another has it (`InUse`), there is no block device (`NotMounted`), or it is read-only. `Failed`: it cannot be
 /// opened.
-pub fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
+pub fn claim(path: &Path, scan: &ScanSettings) -> Result<ExclusiveDevice, ScrubError> {
     devices::claim_exclusive(path).map_err(|error| match error {
-        DeviceError::Busy => ScrubError::Held(Held::InUse(error.to_string())),
+        DeviceError::Busy => ScrubError::Held(Held::InUse(users(path, scan).unwrap_or_else(|| error.to_string()))),
         DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
         DeviceError::System {
             errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
@@ -216,6 +216,16 @@ pub fn claim(path: &Path) -> Result<ExclusiveDevice, ScrubError> {
         } if is_read_only(path) => ScrubError::Held(Held::ReadOnly),
         other => ScrubError::Failed(anyhow!(other).context(format!("cannot open {}", path.display()))),
     })
+}
+
+/// Who has a device, in the words in which it is said of one that is not published.
+fn users(device: &Path, scan: &ScanSettings) -> Option<String> {
+    let node = devices::open_node(nix::fcntl::AT_FDCWD, device, true).ok()?;
+    let facts = devices::probe(node.as_fd(), &scan::surroundings(scan)).ok()?;
+    facts
+        .users
+        .filter(|users| !users.is_empty())
+        .map(|users| users.join(", "))
 }
 
 fn is_read_only(device: &Path) -> bool {

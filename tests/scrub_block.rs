@@ -9,8 +9,9 @@ mod resume;
 mod support;
 
 use local_volume_provisioner::config::Cleaner;
+use local_volume_provisioner::devices::ExclusiveDevice;
 use local_volume_provisioner::reason::Held;
-use local_volume_provisioner::recycle::claim;
+use local_volume_provisioner::scan::ScanSettings;
 use local_volume_provisioner::scrub::ScrubError;
 use local_volume_provisioner::scrub::block::{verify, wipe, zero_range};
 use local_volume_provisioner::scrub::limits::Steering;
@@ -21,6 +22,14 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Loop, in_namespace};
+
+fn claim(device: &Path) -> Result<ExclusiveDevice, ScrubError> {
+    let scan = ScanSettings {
+        own_mountinfo: "/proc/thread-self/mountinfo".into(), // The namespace is the thread's.
+        ..ScanSettings::default()
+    };
+    local_volume_provisioner::recycle::claim(device, &scan)
+}
 
 const MIB: u64 = 1024 * 1024;
 
@@ -290,7 +299,10 @@ fn a_mounted_or_held_device_is_held_until_it_is_free() {
         let device = Loop::new(&dir.join("disk"), 32 * MIB, &[]);
         let mounted = dir.join("mounted");
         device.mount_ext4(&mounted, &[]);
-        assert!(matches!(claim(&device.path), Err(ScrubError::Held(Held::InUse(_)))));
+        match claim(&device.path) {
+            Err(ScrubError::Held(Held::InUse(user))) => assert!(user.contains(&*mounted.to_string_lossy()), "{user}"),
+            other => panic!("{other:?}"),
+        }
         nix::mount::umount(&mounted).unwrap();
         let first = claim(&device.path).unwrap().file;
         assert!(matches!(claim(&device.path), Err(ScrubError::Held(Held::InUse(_)))));

@@ -274,7 +274,7 @@ impl Task {
     }
 
     fn device(&self, progress: &Progress, cancel: &Cancel) -> Result<(), ScrubError> {
-        let device = recycle::claim(&self.volume)?;
+        let device = recycle::claim(&self.volume, &self.scan)?;
         let examine = || recycle::examine_device(&device, &self.volume, &self.scan, self.expected.as_ref());
         let facts = examine()?;
         let steering = Steering::new(progress, cancel, self.bytes_per_second);

@@ -1,10 +1,9 @@
 //! What each native method leaves on a real device.
 
 use super::support::{Loop, in_namespace, run};
-use super::{MIB, fill, first_other};
+use super::{MIB, claim, fill, first_other};
 use local_volume_provisioner::config::Cleaner;
 use local_volume_provisioner::reason::Held;
-use local_volume_provisioner::recycle::claim;
 use local_volume_provisioner::scrub::ScrubError;
 use local_volume_provisioner::scrub::block::wipe;
 use local_volume_provisioner::scrub::limits::Steering;

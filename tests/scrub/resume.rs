@@ -1,9 +1,8 @@
 //! Wipes that are interrupted, and go on where they were.
 
 use super::support::{Loop, in_namespace};
-use super::{MIB, fill, first_other};
+use super::{MIB, claim, fill, first_other};
 use local_volume_provisioner::config::Cleaner;
-use local_volume_provisioner::recycle::claim;
 use local_volume_provisioner::scrub::ScrubError;
 use local_volume_provisioner::scrub::block::{Marks, is_wiped_before, wipe_from};
 use local_volume_provisioner::scrub::checkpoint::{Cadence, Position};
