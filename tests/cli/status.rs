@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 use testkit::mounts;
@@ -181,6 +182,81 @@ fn the_page_runs_nothing_but_its_own_script_and_is_for_this_machine_only() {
             let head = asked_as(daemon.status, path, "rebound.example:8081");
             assert!(head.starts_with("HTTP/1.1 403"), "{head}");
         }
+    });
+}
+
+/// What a browser makes of the page, as HTML, and what it says on its console.
+fn shown_by_a_browser(browser: &str, profile: &Path, url: &str) -> (String, String) {
+    let output = Command::new("timeout")
+        .args([
+            "60",
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+        ])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(["--virtual-time-budget=3000", "--dump-dom", url])
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let (html, said) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{said}");
+    (html, said)
+}
+
+#[test]
+fn a_browser_shows_the_page_and_hostile_names_as_text() {
+    let found = |name: &&str| {
+        Command::new(name)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    let Some(browser) = ["chromium-headless-shell", "chromium", "google-chrome"]
+        .into_iter()
+        .find(found)
+    else {
+        println!("SKIPPED: a_browser_shows_the_page: no Chromium here (Debian: chromium-headless-shell)");
+        return;
+    };
+    in_namespace("browser", move |dir| {
+        let server = Server::start();
+        directory(dir);
+        let daemon = Daemon::start(dir, &server, "full", |_| {});
+        until_disk1_is(&daemon, "available");
+        let (html, said) = shown_by_a_browser(browser, &dir.join("profile"), &format!("http://{}/", daemon.status));
+        assert!(
+            !said.contains("CONSOLE"),
+            "an error, or something was refused by the policy: {said}"
+        );
+        let text_of = |id: &str| {
+            let rest = html
+                .split_once(&format!("id=\"{id}\""))
+                .unwrap_or_else(|| panic!("no {id}: {html}"))
+                .1;
+            rest.split_once("</section>").unwrap().0.to_owned()
+        };
+        assert!(
+            html.contains("<title>node1 · local-volume-provisioner</title>"),
+            "{html}"
+        );
+        let attention = text_of("attention");
+        for name in [
+            "&lt;img src=x onerror=alert(1)&gt;",
+            "&lt;script&gt;document.title=1",
+            "line\\nbreak\\u{1b}[2J",
+            "not-utf8-\\xff",
+            "a directory that is not a mount point",
+            "What to do: ",
+        ] {
+            assert!(attention.contains(name), "{name}: {attention}");
+        }
+        assert!(!html.contains("<img"), "{html}");
+        assert_eq!(html.matches("<script").count(), 1, "{html}");
+        assert!(text_of("volumes").contains("disk1") && !attention.contains("disk1"));
+        assert!(html.contains("role=\"alert\" hidden"), "it answers: {html}");
     });
 }
 
