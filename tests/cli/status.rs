@@ -261,6 +261,43 @@ fn a_browser_shows_the_page_and_hostile_names_as_text() {
 }
 
 #[test]
+fn a_running_scrub_is_seen_to_advance() {
+    in_namespace("scrub_advances", |dir| {
+        let server = Server::start();
+        configuration(dir);
+        let device = mounts::LoopDevice::with_file(&dir.join("image"), 64 << 20).unwrap();
+        std::os::unix::fs::symlink(device.path(), dir.join("fast/disk1")).unwrap();
+        let daemon = Daemon::start(dir, &server, "full", |command| {
+            command.arg("--scrub-bandwidth=16Mi");
+        });
+        until_disk1_is(&daemon, "available");
+        let pv = server.api.list("persistentvolumes").pop().unwrap();
+        let pv = pv["metadata"]["name"].as_str().unwrap();
+        server.api.create_claim("team", "data", "fast");
+        server.api.bind("team", "data", pv).unwrap();
+        until_disk1_is(&daemon, "bound");
+        server.api.delete_claim("team", "data").unwrap();
+        let scrub = || {
+            status(&daemon)
+                .map(|said| said["scrubs"][0].clone())
+                .unwrap_or_default()
+        };
+        wait("begun", || scrub()["done"].as_u64() > Some(0));
+        let first = scrub();
+        assert_eq!(
+            ["pv", "unit", "total"].map(|name| first[name].clone()),
+            [Value::from(pv), Value::from("bytes"), Value::from(64_u64 << 20)]
+        );
+        wait("advanced", || scrub()["done"].as_u64() > first["done"].as_u64());
+        let table = asked(&daemon, &[]).out;
+        let line = table.lines().find(|line| line.contains("scrubbing"));
+        assert!(line.is_some_and(|line| line.contains(" % of 64 MiB")), "{table}");
+        until_disk1_is(&daemon, "available");
+        assert!(scrub().is_null(), "what has ended does not run");
+    });
+}
+
+#[test]
 fn an_address_that_is_taken_keeps_nobody_from_working() {
     in_namespace("address_taken", |dir| {
         let server = Server::start();
