@@ -3,6 +3,7 @@
 mod classic;
 mod dry_run;
 mod scrub;
+mod status;
 mod table;
 mod uninstall;
 mod validate;
@@ -43,6 +44,8 @@ enum Command {
     Run(Box<RunArgs>),
     /// Show every entry of the discovery directories with what it is and why, and the PVs it would become
     Plan(dry_run::PlanArgs),
+    /// Show what the daemon of this node sees, does and waits for
+    Status(status::StatusArgs),
     /// Check a ConfigMap manifest or a configuration directory, without a cluster
     Validate(validate::ValidateArgs),
     /// Remove our finalizer from the PVs of a cluster, before or after the provisioner is removed
@@ -62,6 +65,9 @@ struct RunArgs {
     /// Serve /metrics, /ready, /readyz and /livez here; empty: nowhere
     #[arg(long, default_value = ":8080", value_name = "ADDRESS")]
     listen_address: String,
+    /// Serve the status page and /status, which name claims, here; empty: nowhere
+    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    status_address: String,
     /// Serve the metrics at this path
     #[arg(long, default_value = "/metrics", value_name = "PATH")]
     metrics_path: String,
@@ -126,6 +132,7 @@ pub fn main() -> ExitCode {
         None => run(&cli.run),
         Some(Command::Run(args)) => run(&args),
         Some(Command::Plan(args)) => dry_run::run(&args),
+        Some(Command::Status(args)) => status::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
         Some(Command::Uninstall(args)) => uninstall::run(&args),
         Some(Command::Scrub(args)) => scrub::run(&args),
@@ -195,7 +202,8 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         namespace,
         job_image: variable("JOB_CONTAINER_IMAGE"),
         config_dir: args.config_dir.clone(),
-        listen_address: address(&args.listen_address)?,
+        listen_address: address("--listen-address", &args.listen_address)?,
+        status_address: address("--status-address", &args.status_address)?,
         metrics_path: args.metrics_path.clone(),
         limits: Limits {
             grace_period: args.grace_period,
@@ -217,7 +225,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
 }
 
 /// An address as Go takes it: without a host it is every address of the machine, IPv4 and IPv6.
-fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
+fn address(flag: &str, text: &str) -> anyhow::Result<Option<SocketAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -228,7 +236,7 @@ fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
     };
     full.parse()
         .map(Some)
-        .with_context(|| format!("--listen-address {text:?} is no address such as :8080 or 127.0.0.1:8080"))
+        .with_context(|| format!("{flag} {text:?} is no address such as :8080 or 127.0.0.1:8080"))
 }
 
 fn log_to_stderr(v: u8, format: LogFormat) {
@@ -315,9 +323,12 @@ mod tests {
 
     #[test]
     fn addresses_are_those_of_go() {
-        assert_eq!(address(":8080").unwrap().unwrap().to_string(), "[::]:8080");
-        assert_eq!(address("localhost:1").unwrap().unwrap().to_string(), "127.0.0.1:1");
-        assert_eq!(address("").unwrap(), None);
-        assert!(address("8080").is_err());
+        assert_eq!(address("--x", ":8080").unwrap().unwrap().to_string(), "[::]:8080");
+        assert_eq!(
+            address("--x", "localhost:1").unwrap().unwrap().to_string(),
+            "127.0.0.1:1"
+        );
+        assert_eq!(address("--x", "").unwrap(), None);
+        assert!(address("--x", "8080").is_err());
     }
 }

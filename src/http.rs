@@ -50,6 +50,12 @@ impl Health {
         changed
     }
 
+    /// What is missing for being ready; nothing, if ready.
+    #[must_use]
+    pub fn waiting_for(&self) -> Vec<String> {
+        self.inner().waiting_for.clone()
+    }
+
     /// A pass begins or ends.
     pub fn pass(&self, began: Option<Instant>) {
         self.inner().pass_began = began;
@@ -82,7 +88,7 @@ async fn text(State(shown): State<Shown>) -> Response {
 }
 
 async fn ready(State(shown): State<Shown>) -> Response {
-    let waiting_for = shown.health.inner().waiting_for.clone();
+    let waiting_for = shown.health.waiting_for();
     if waiting_for.is_empty() {
         "ok\n".into_response()
     } else {

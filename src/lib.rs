@@ -31,6 +31,7 @@ pub mod run;
 pub mod scan;
 pub mod scrub;
 pub mod settings;
+pub mod status;
 pub mod store;
 pub mod sys;
 pub mod wakes;

@@ -4,6 +4,7 @@ mod calls;
 mod checkpoints;
 mod jobs;
 mod settle;
+mod show;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,7 @@ use crate::scan::Scanner;
 use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
+use crate::status::{self, Board};
 use crate::wakes::{Directories, MountTables};
 use crate::watch::Shared;
 
@@ -65,6 +67,8 @@ struct Daemon {
     shared: Shared,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// What people are shown.
+    board: Arc<Board>,
     started: Instant,
     /// Wakes as long as it lives.
     _mount_tables: Option<MountTables>,
@@ -106,11 +110,14 @@ pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Outpu
     let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
     let health = Arc::new(Health::default());
     let server = serve(&settings, &health, &metrics).await?;
-    let mut daemon = start::daemon(settings, client, metrics, health);
+    let board = Arc::new(Board::new(&settings.node_name, Arc::clone(&health)));
+    let page = status::page::serve(settings.status_address, Arc::clone(&board));
+    let mut daemon = start::daemon(settings, client, metrics, health, board);
     tokio::pin!(shutdown);
     let ended = tokio::select! {
         () = &mut shutdown => Ok(()),
         result = server => result,
+        never = page => match never {},
         result = daemon.go() => result,
     };
     daemon.stop().await;
@@ -194,6 +201,7 @@ impl Daemon {
             self.take_config(loaded);
         }
         self.note_directories(&look.observed);
+        self.show_look(&look.observed);
         self.follow_identity();
         let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
         if self.health.waits_for(waiting_for.clone()) {
@@ -234,6 +242,7 @@ impl Daemon {
             self.start(action, began);
         }
         self.keep_checkpoints(outdated);
+        self.show(plan.volumes, &ownership);
         Ok(due)
     }
 
@@ -329,7 +338,9 @@ impl Daemon {
         self.broken_classes = broken
             .filter(|class| !loaded.config.classes.contains_key(class))
             .collect();
-        if usable && self.config.as_ref() != Some(&loaded.config) {
+        let changed = usable && self.config.as_ref() != Some(&loaded.config);
+        self.board.configuration(&loaded, changed);
+        if changed {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
             self.shared.wake.notify_one(); // The directories may be others now.
             let before = self.config.take();

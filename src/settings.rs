@@ -19,6 +19,8 @@ pub struct Settings {
     pub config_dir: PathBuf,
     /// `--listen-address`; `None`: no HTTP endpoints.
     pub listen_address: Option<SocketAddr>,
+    /// `--status-address`; `None`: no status page.
+    pub status_address: Option<SocketAddr>,
     /// `--metrics-path`.
     pub metrics_path: String,
     /// Periods and bounds.

@@ -9,3 +9,5 @@ mod offline;
 mod plan;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/status.rs"]
+mod status;

@@ -69,6 +69,7 @@ impl Node {
             scrub: Default::default(),
             config_dir: self.root.join("config"),
             listen_address: None,
+            status_address: None,
             metrics_path: "/metrics".into(),
             // The defaults of the flags.
             limits: Limits {

@@ -12,7 +12,7 @@ use k8s_openapi::api::storage::v1::StorageClass as StorageClassObject;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
-use super::table::{align, printable};
+use super::table::align;
 use crate::cluster::{Mode, Node, Ownership, StorageClass};
 use crate::config::{self, Class, Config, VolumeMode};
 use crate::memory::Memory;
@@ -21,6 +21,7 @@ use crate::names;
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Limits, Plan, State};
 use crate::scan::{ScanSettings, Scanner};
+use crate::status::printable;
 use crate::store::Store;
 
 #[derive(Debug, Args)]

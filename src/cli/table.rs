@@ -22,33 +22,13 @@ pub(super) fn align(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A file name as it can be shown on a terminal: what could move the cursor, and what is not UTF-8, is escaped.
-pub(super) fn printable(name: &std::ffi::OsStr) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    match name.to_str() {
-        Some(name) if !name.chars().any(char::is_control) => name.to_owned(),
-        Some(name) => name.escape_debug().to_string(),
-        None => name.as_bytes().escape_ascii().to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-
     use super::*;
 
     #[test]
     fn columns_are_aligned_by_characters() {
         let rows = vec![vec!["ü".into(), "x".into()], vec!["long".into(), String::new()]];
         assert_eq!(align(&["A", "B"], &rows), "A     B\nü     x\nlong\n");
-    }
-
-    #[test]
-    fn names_cannot_move_the_cursor() {
-        assert_eq!(printable(OsStr::new("disk 1")), "disk 1");
-        assert_eq!(printable(OsStr::new("a\x1b[2J\t")), "a\\u{1b}[2J\\t");
-        assert_eq!(printable(OsStr::from_bytes(b"a\xff")), "a\\xff");
     }
 }

@@ -218,6 +218,7 @@ impl Daemon {
 
     pub(super) fn post(&mut self, news: Vec<Notice>, ownership: &Ownership) {
         for notice in news {
+            self.board.told(&notice);
             if notice.severity == Severity::Warning {
                 warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
             }

@@ -1,8 +1,8 @@
 //! The start: who we are, what we may do, and the watches.
 
 use super::{
-    Arc, BTreeSet, Client, Daemon, Directories, Duration, Eyes, Health, Instant, JoinSet, Locks, Memory, Metrics, Mode,
-    Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
+    Arc, BTreeSet, Board, Client, Daemon, Directories, Duration, Eyes, Health, Instant, JoinSet, Locks, Memory,
+    Metrics, Mode, Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
 use k8s_openapi::api::core::v1::Node;
@@ -14,7 +14,13 @@ use crate::wakes::MountTables;
 use crate::watch;
 
 /// A daemon that has not looked at anything yet.
-pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, health: Arc<Health>) -> Daemon {
+pub(super) fn daemon(
+    settings: Settings,
+    client: Client,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    board: Arc<Board>,
+) -> Daemon {
     let shared = Shared::default();
     let eyes = Eyes {
         scanner: Scanner::new(settings.scan.clone()),
@@ -35,6 +41,7 @@ pub(super) fn daemon(settings: Settings, client: Client, metrics: Arc<Metrics>, 
         shared,
         metrics,
         health,
+        board,
         started: Instant::now(),
         _mount_tables: mount_tables,
         eyes: Some(eyes),

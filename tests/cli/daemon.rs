@@ -15,27 +15,46 @@ use crate::program::{Server, configuration, in_namespace, program};
 const DEADLINE: Duration = Duration::from_secs(40);
 
 /// Ends with the test, however that ends.
-struct Daemon {
+pub struct Daemon {
     child: Child,
     address: SocketAddr,
+    /// Of its status page.
+    pub status: SocketAddr,
+}
+
+/// An address that nothing listens on.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 impl Daemon {
-    fn start(dir: &Path, server: &Server, user: &str, more: impl FnOnce(&mut Command)) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    pub fn start(dir: &Path, server: &Server, user: &str, more: impl FnOnce(&mut Command)) -> Self {
+        Self::start_at(free_address(), dir, server, user, more)
+    }
+
+    /// With its status page there.
+    pub fn start_at(
+        status: SocketAddr,
+        dir: &Path,
+        server: &Server,
+        user: &str,
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
+        let address = free_address();
         let mut command = program();
         command
             .env("MY_NODE_NAME", "node1")
             .env("MY_NAMESPACE", "default")
             .env("KUBECONFIG", server.kubeconfig(dir, user))
             .arg(format!("--listen-address=:{}", address.port()))
+            .arg(format!("--status-address={status}"))
             .arg("--config-dir")
             .arg(configuration(dir))
             .args(["--host-mountinfo", "/proc/self/mountinfo"])
             .stderr(Stdio::null());
         more(&mut command);
         let child = command.spawn().unwrap();
-        Self { child, address }
+        Self { child, address, status }
     }
 
     /// The head and the body of an answer.
@@ -43,7 +62,7 @@ impl Daemon {
         get(self.address, path, accept)
     }
 
-    fn until(&mut self, path: &str, holds: impl Fn(&str, &str) -> bool) {
+    pub fn until(&mut self, path: &str, holds: impl Fn(&str, &str) -> bool) {
         let end = Instant::now() + DEADLINE;
         loop {
             let answer = self.get(path, "*/*");
@@ -76,12 +95,12 @@ impl Drop for Daemon {
     }
 }
 
-fn get(address: SocketAddr, path: &str, accept: &str) -> Option<(String, String)> {
+pub fn get(address: SocketAddr, path: &str, accept: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: h\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
     )
     .ok()?;
     let mut answer = String::new();
@@ -90,11 +109,11 @@ fn get(address: SocketAddr, path: &str, accept: &str) -> Option<(String, String)
     Some((head.to_owned(), body.to_owned()))
 }
 
-fn is_ok(head: &str) -> bool {
+pub fn is_ok(head: &str) -> bool {
     head.starts_with("HTTP/1.1 200")
 }
 
-fn wait(what: &str, holds: impl Fn() -> bool) {
+pub fn wait(what: &str, holds: impl Fn() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds() {
         assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");

@@ -113,6 +113,7 @@ impl World {
             job_image: None,
             config_dir: self.dir.path().join("config"),
             listen_address: Some(self.address),
+            status_address: None,
             metrics_path: "/metrics".into(),
             limits: plan::Limits {
                 grace_period: Duration::from_secs(60),

@@ -148,6 +148,7 @@ pub fn settings(node_name: &str, config_dir: &Path) -> Settings {
         job_image: Some("none".into()),
         config_dir: config_dir.into(),
         listen_address: None,
+        status_address: None,
         metrics_path: "/metrics".into(),
         limits: Limits {
             grace_period: GRACE,
