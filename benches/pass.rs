@@ -2,9 +2,11 @@
 #![allow(missing_docs)]
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use divan::{Bencher, black_box, counter::BytesCount};
 use local_volume_provisioner::mounts;
+use local_volume_provisioner::probe::{Prober, Work};
 
 #[path = "../tests/support/many.rs"]
 mod many;
@@ -49,6 +51,19 @@ fn mount_table_questions(bencher: Bencher<'_, '_>, lines: u32) {
         let nesting = mounts::Nesting::new(black_box(&mounts));
         let below = mounts.iter().map(|mount| nesting.below(mount.dev, &mount.root).len());
         (mounts::pod_mounts(&mounts), below.sum::<usize>())
+    });
+}
+
+/// What it costs to have a deadline for each of 1,000 looks, beside the looks.
+#[divan::bench]
+fn deadlines_1000(bencher: Bencher<'_, '_>) {
+    let mut prober = Prober::new(Duration::from_secs(5));
+    bencher.bench_local(|| {
+        let items = (0..1_000_u32).map(|number| {
+            let work: Work<u32> = Box::new(move || number);
+            (number, work)
+        });
+        prober.run(items.collect())
     });
 }
 

@@ -17,6 +17,8 @@ use crate::report::Report;
 const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Longer than the period between two looks.
+const QUIET: Duration = Duration::from_secs(15);
 
 const FIRST_PV: &str = "start to first PV";
 const MOUNT_TO_PV: &str = "mount to PV";
@@ -49,13 +51,13 @@ async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Instant> {
         .await
 }
 
-pub(crate) async fn measure(
+/// A node of the usual size, and its program with the proxy that it talks through.
+pub(crate) async fn start(
     cluster: &Cluster<'_>,
     binary: &Binary,
-    scale: &Scale,
     report: &mut Report,
     column: usize,
-) -> Result<()> {
+) -> Result<(Running, Proxy)> {
     entries(0, USUAL).try_for_each(|entry| cluster.mount(&entry))?;
     let proxy = Proxy::to(cluster.plane.server()).await?;
     let mut running = binary.start(&cluster.name, &cluster.kubeconfig(Some(proxy.address))?, &cluster.log())?;
@@ -64,7 +66,7 @@ pub(crate) async fn measure(
     let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
     report.add(column, FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(QUIET).await;
     let memory = running.memory()?;
     report.add(
         column,
@@ -72,7 +74,26 @@ pub(crate) async fn measure(
         "MB",
         memory.resident as f64 / 1e3,
     );
-    report.add(column, "of that anonymous", "MB", memory.anonymous as f64 / 1e3);
+    report.add(column, "of that anonymous", "MiB", memory.anonymous as f64 / 1024.0);
+    let sizes = cluster
+        .seen
+        .now()
+        .into_values()
+        .map(|pv| serde_json::to_vec(&pv).map(|json| json.len()));
+    if let Some(size) = sizes.collect::<Result<Vec<_>, _>>()?.into_iter().max() {
+        report.add(column, "a PV as JSON", "B", size as f64);
+    }
+    Ok((running, proxy))
+}
+
+pub(crate) async fn measure(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
+    let (running, proxy) = start(cluster, binary, report, column).await?;
     let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
     tokio::time::sleep(scale.window).await;
     let minutes = scale.window.as_secs_f64() / 60.0;
@@ -142,13 +163,13 @@ async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mu
         .await?;
     report.add(column, &at_start(scale), "s", (there - running.began).as_secs_f64());
     available(cluster, scale.volumes).await?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(QUIET).await;
     running.check()?;
     let cpu = milliseconds(running.cpu()?) / 1e3;
     report.add(column, "CPU until then", "s", cpu);
     let resident = running.memory()?.resident as f64;
     let name = format!("resident memory, {} volumes", scale.volumes);
-    report.add(column, &name, "MB", resident / 1e3);
+    report.add(column, &name, "MiB", resident / 1024.0);
     let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
     cluster.bind(&names).await?;
     report.add(
@@ -237,8 +258,8 @@ pub(crate) async fn crowded(
     tokio::time::sleep(SETTLE).await;
     let received = proxy.received() as f64 / 1e3;
     report.add(column, &format!("kB received at start, {beside}"), "kB", received);
-    let name = format!("resident memory, 20 volumes, {beside}");
-    report.add(column, &name, "MB", running.memory()?.resident as f64 / 1e3);
+    let name = format!("resident memory 3 s after its start, {beside}");
+    report.add(column, &name, "MiB", running.memory()?.resident as f64 / 1024.0);
     let (cpu, received) = (running.cpu()?, proxy.received());
     let time = scale.window.min(Duration::from_secs(20));
     cluster.change_foreign(scale.foreign, 50, time).await?;

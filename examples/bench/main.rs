@@ -35,6 +35,9 @@ struct Args {
     /// An argument for the other program; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     vs_arg: Vec<String>,
+    /// Only start it with 20 volumes, and measure its memory
+    #[arg(long)]
+    memory: bool,
     /// Fewer repetitions, shorter windows, smaller disks
     #[arg(long)]
     quick: bool,
@@ -144,6 +147,14 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     let ours = Binary::new(&args.program, vec![host_mountinfo])?;
     let other = args.vs.as_ref().map(|path| Binary::new(path, args.vs_arg.clone()));
     let binaries: Vec<Binary> = [Some(Ok(ours)), other].into_iter().flatten().collect::<Result<_>>()?;
+    if args.memory {
+        for (column, binary) in binaries.iter().enumerate() {
+            let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
+            life::start(&cluster, binary, &mut report, column).await?;
+            cluster.clear().await?;
+        }
+        return Ok(report);
+    }
     scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     for (column, binary) in binaries.iter().enumerate() {
         let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;

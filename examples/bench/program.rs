@@ -59,7 +59,7 @@ pub(crate) struct Running {
     log: PathBuf,
 }
 
-/// In kB, as /proc has it.
+/// In KiB, which /proc calls kB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) resident: u64,
