@@ -630,7 +630,7 @@ mod tests {
             7000-8000 rwxp 00000000 fe:00 12                         /bin/x y\n\
             8000-9000 r-xp 00000000 00:00 0                          [vdso]\n\
             9000-a000 rw-p 00000000 00:00 0 \n";
-        assert_eq!(code_of(maps, Path::new("/bin/x y")), [0x2000..0x5000]);
+        assert_eq!(code_of(maps, Path::new("/bin/x y")), vec![0x2000_usize..0x5000]);
     }
 
     #[test]
@@ -640,9 +640,13 @@ mod tests {
             let rest = status.split_once("RssFile:").unwrap().1;
             rest.split_whitespace().next().unwrap().parse::<u64>().unwrap()
         };
-        let before = resident();
-        give_back_memory();
-        assert!(resident() < before);
+        let gives_back = || {
+            let before = resident();
+            give_back_memory();
+            resident() < before
+        };
+        // Other tests run beside this one and touch their code again.
+        assert!((0..50).any(|_| gives_back()));
         assert_eq!(format!("{:?}", vec![1.5, 2.5]), "[1.5, 2.5]", "code runs on");
     }
 }
