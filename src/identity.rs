@@ -169,6 +169,34 @@ impl VolumeId {
         }
     }
 
+    /// Keys of which storage that [`overlaps`](Self::overlaps) has at least one in common, for looking it up among many:
+    /// each is a part that identifies by itself, and that two ids must agree on.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        use part::{BUS, DM, FSID, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, UUID, WWN};
+        // Ids with a UUID or an fsid agree on that, whatever else they share.
+        if let Some(uuid) = self.get(UUID) {
+            return vec![match fsid_of_uuid(uuid) {
+                Some(fsid) => format!("{FSID}={fsid}"),
+                None => format!("{UUID}={uuid}"),
+            }];
+        }
+        if let Some(fsid) = self.get(FSID) {
+            return vec![format!("{FSID}={fsid}")];
+        }
+        [BUS, DM, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, WWN]
+            .iter()
+            .filter_map(|key| Some(format!("{key}={}", self.get(key)?)))
+            .collect()
+    }
+
+    /// The directory of its filesystem; `/` if it is all of it, or a device. Storage that overlaps is in the same one, or
+    /// one of the two is in the other.
+    #[must_use]
+    pub fn subtree(&self) -> &Path {
+        Path::new(self.get(part::SUBTREE).unwrap_or("/"))
+    }
+
     /// Whether this storage and that one have something in common: they are the same, or one is a subtree of the other's
     /// filesystem, or a partition of the other's disk. Who is given one of them sees (part of) the other.
     #[must_use]
@@ -186,8 +214,7 @@ impl VolumeId {
                 .collect(),
         };
         let same_but_for = |keys: &[&str]| without(self, keys).compare(&without(now, keys)) == Comparison::Same;
-        let subtree = |id| Path::new(Self::get(id, part::SUBTREE).unwrap_or("/"));
-        let (one, other) = (subtree(self), subtree(now));
+        let (one, other) = (self.subtree(), now.subtree());
         match self.kind {
             IdKind::Filesystem | IdKind::Volatile => {
                 one != other

@@ -171,11 +171,9 @@ impl Memory {
         let scrubs = &self.scrubs;
         self.gone
             .retain(|_, gone| !scrubs.get(&gone.pv.uid).is_some_and(|scrub| scrub.covers(&gone.pv)));
-        let stands_in = |path: &Path| {
-            let mut pvs = after.pvs.values();
-            pvs.any(|pv| pv.is_stand_in() && pv.path.as_deref() == Some(path))
-        };
-        self.gone.retain(|path, _| !stands_in(path));
+        let stand_ins = after.pvs.values().filter(|pv| pv.is_stand_in());
+        let stood_in_for: BTreeSet<&Path> = stand_ins.filter_map(|pv| pv.path.as_deref()).collect();
+        self.gone.retain(|path, _| !stood_in_for.contains(path.as_path()));
         let alive: BTreeSet<&str> = after.pvs.values().map(|pv| pv.uid.as_str()).collect();
         self.watched_since_creation.retain(|uid| alive.contains(uid.as_str()));
         self.outworn.retain(|uid| alive.contains(uid.as_str()));

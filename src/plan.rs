@@ -13,8 +13,8 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -372,10 +372,19 @@ pub struct Notice {
 /// Decides. Same inputs, same plan.
 #[must_use]
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
+    let entries = Entries::of(inputs.observed);
+    let mut creating: HashMap<PathBuf, Vec<&str>> = HashMap::new();
+    for pv in inputs.memory.creating.values() {
+        if let Some(path) = &pv.path {
+            creating.entry(path.clone()).or_default().push(&pv.name);
+        }
+    }
     let mut planner = Planner {
         i: inputs,
         plan: Plan::default(),
-        storage: storage::Index::of_published(inputs),
+        storage: storage::Index::of_published(inputs, &entries),
+        entries,
+        creating,
         slots: inputs.limits.scrub_concurrency.saturating_sub(
             inputs
                 .memory
@@ -452,9 +461,32 @@ enum Sight<'a> {
     Entry(&'a Entry),
 }
 
+/// The entries of the directories that were read, by name.
+struct Entries<'a>(BTreeMap<&'a DirectoryKey, HashMap<&'a OsStr, &'a Entry>>);
+
+impl<'a> Entries<'a> {
+    fn of(observed: &'a Observed) -> Self {
+        let by_name = |(key, directory): (&'a DirectoryKey, &'a Directory)| match directory {
+            Directory::Read(entries) => {
+                let named = entries.iter().map(|entry| (entry.name.as_os_str(), entry));
+                Some((key, named.collect()))
+            }
+            _ => None,
+        };
+        Self(observed.directories.iter().filter_map(by_name).collect())
+    }
+
+    fn get(&self, key: &DirectoryKey, name: Option<&OsStr>) -> Option<&'a Entry> {
+        self.0.get(key)?.get(name?).copied()
+    }
+}
+
 struct Planner<'a> {
     i: &'a Inputs<'a>,
     plan: Plan,
+    entries: Entries<'a>,
+    /// Names of the PVs that may have been made for a path without that being known yet.
+    creating: HashMap<PathBuf, Vec<&'a str>>,
     storage: storage::Index,
     slots: usize,
     /// Paths that a PV stands for, and its name.
@@ -511,16 +543,14 @@ impl<'a> Planner<'a> {
             None => Sight::Unseen(Held::Unreadable("its directory was not looked at yet".into())),
             Some(Directory::Unreadable(error)) => Sight::Unseen(Held::Unreadable(error.clone())),
             Some(Directory::Missing) => Sight::Absent,
-            Some(Directory::Read(entries)) => {
-                match entries.iter().find(|entry| Some(entry.name.as_os_str()) == pv.entry()) {
-                    None => Sight::Absent,
-                    Some(entry) => match &entry.kind {
-                        crate::observed::EntryKind::Unresponsive(call) => Sight::Unresponsive(call),
-                        crate::observed::EntryKind::Failed(error) => Sight::Unseen(Held::Unreadable(error.clone())),
-                        _ => Sight::Entry(entry),
-                    },
-                }
-            }
+            Some(Directory::Read(_)) => match self.entries.get(&key, pv.entry()) {
+                None => Sight::Absent,
+                Some(entry) => match &entry.kind {
+                    crate::observed::EntryKind::Unresponsive(call) => Sight::Unresponsive(call),
+                    crate::observed::EntryKind::Failed(error) => Sight::Unseen(Held::Unreadable(error.clone())),
+                    _ => Sight::Entry(entry),
+                },
+            },
         };
         (Some(key), sight)
     }

@@ -166,20 +166,28 @@ impl Daemon {
         self.connect().await;
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
+        let mut worked = true;
         loop {
             self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
             let safety = self.now() + self.settings.limits.discovery_period;
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
+            let quiet = due.is_none() && self.tasks.is_empty();
             tokio::select! {
-                () = self.shared.wake.notified() => {}
-                Some(done) = self.tasks.join_next() => self.settle_task(done)?,
+                () = self.shared.wake.notified() => worked = true,
+                Some(done) = self.tasks.join_next() => {
+                    worked = true;
+                    self.settle_task(done)?;
+                }
                 Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
                 Some(ended) = self.jobs.watch.join_next() => {
                     self.jobs_refused(ended.context("the watch of Jobs failed")?);
                 }
-                () = tokio::time::sleep(wait) => {}
+                // Once nothing has happened for a whole period.
+                () = tokio::time::sleep(wait) => if quiet && std::mem::take(&mut worked) {
+                    crate::sys::give_back_memory();
+                },
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
             while let Some(done) = self.tasks.try_join_next() {

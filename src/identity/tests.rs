@@ -235,6 +235,74 @@ fn any_id() -> impl Strategy<Value = VolumeId> {
         .prop_map(|(kind, parts)| VolumeId { kind, parts })
 }
 
+/// Ids of few parts with few values, so that many overlap.
+fn alike() -> impl Strategy<Value = VolumeId> {
+    use part::{BOOT, BTIME, DISKSEQ, FSID, HANDLE, INODE, LOOP_INODE, PARTITION, SERIAL, START, SUBTREE, UUID, WWN};
+    const ID: &str = "12345678-1234-1234-1234-123456789abc";
+    let derived = fsid_of_uuid(ID).unwrap();
+    let of = |key: &'static str, values: &[&str]| {
+        let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+        let one = proptest::sample::select(values);
+        proptest::option::weighted(0.3, one.prop_map(move |value| (key, value)))
+    };
+    let kind = prop_oneof![3 => Just(IdKind::Filesystem), 1 => Just(IdKind::Volatile), 2 => Just(IdKind::Device)];
+    let names = (
+        of(UUID, &[ID, "odd"]),
+        of(FSID, &[&derived, "1"]),
+        of(WWN, &["1", "2"]),
+        of(SERIAL, &["1"]),
+    );
+    let directory = (
+        of(SUBTREE, &["/", "/a", "/a/b", "/ab"]),
+        of(HANDLE, &["1", "2"]),
+        of(INODE, &["1"]),
+        of(BTIME, &["1"]),
+    );
+    let device = (
+        of(PARTITION, &["1", "2"]),
+        of(START, &["1"]),
+        of(LOOP_INODE, &["1"]),
+        of(DISKSEQ, &["1"]),
+        of(BOOT, &["1"]),
+    );
+    (kind, names, directory, device).prop_map(|(kind, (a, b, c, d), (e, f, g, h), (i, j, k, l, m))| {
+        let parts = [a, b, c, d, e, f, g, h, i, j, k, l, m].into_iter().flatten();
+        parts.fold(VolumeId::new(kind), |id, (key, value)| id.with(key, value))
+    })
+}
+
+/// An id, and what becomes of it where some parts go and others come.
+fn pair() -> impl Strategy<Value = (VolumeId, VolumeId)> {
+    let stays = proptest::collection::vec(proptest::bool::weighted(0.85), 13);
+    let comes = proptest::collection::vec(proptest::bool::weighted(0.2), 13);
+    (alike(), alike(), stays, comes).prop_map(|(one, new, stays, comes)| {
+        let pick = |id: &VolumeId, picks: &[bool]| {
+            let parts = id.parts.clone().into_iter().zip(picks.to_vec());
+            parts
+                .filter_map(|(part, picked)| picked.then_some(part))
+                .collect::<Vec<_>>()
+        };
+        let mut other = VolumeId::new(one.kind);
+        other.parts.extend(pick(&one, &stays));
+        other.parts.extend(pick(&new, &comes));
+        (one, other)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_overlaps_is_found_by_a_key_and_a_directory((one, other) in pair()) {
+        if one.overlaps(&other) {
+            let (keys, others) = (one.keys(), other.keys());
+            prop_assert!(keys.iter().any(|key| others.contains(key)), "{} {}", one, other);
+            let (at, there) = (one.subtree(), other.subtree());
+            prop_assert!(at.starts_with(there) || there.starts_with(at), "{} {}", one, other);
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn text_and_id_go_back_and_forth(id in any_id()) {

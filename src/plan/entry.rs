@@ -123,9 +123,9 @@ impl<'a> Planner<'a> {
         if let Some(owner) = self.storage.owner(&entry.kind, path) {
             return Some(State::Ignored(Ignored::Duplicate(owner)));
         }
-        let mut creating = self.i.memory.creating.values();
-        if let Some(other) = creating.find(|other| other.name != pv_name && other.path.as_deref() == Some(path)) {
-            return Some(State::Ignored(Ignored::Duplicate(format!("PV {}", other.name))));
+        let mut creating = self.creating.get(path).into_iter().flatten();
+        if let Some(other) = creating.find(|other| **other != pv_name) {
+            return Some(State::Ignored(Ignored::Duplicate(format!("PV {other}"))));
         }
         if self.names.contains_key(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
             return Some(State::Held(Held::ForeignPv(pv_name.to_owned())));

@@ -1,0 +1,272 @@
+//! A program's life on a node: from its start over mounts and claims to many volumes at once; and what the same takes
+//! whoever does it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use kube::api::{Api, ListParams};
+
+use crate::Scale;
+use crate::cluster::{Cluster, Pvs, is_free};
+use crate::program::{Binary, Running};
+use crate::proxy::Proxy;
+use crate::report::Report;
+
+/// Volumes of a node of the usual size.
+const USUAL: usize = 20;
+/// What a start leaves behind has settled by then.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Longer than the period between two looks.
+const QUIET: Duration = Duration::from_secs(15);
+
+const FIRST_PV: &str = "start to first PV";
+const MOUNT_TO_PV: &str = "mount to PV";
+const MOUNT_TO_AVAILABLE: &str = "mount to Available";
+const RECYCLED: &str = "PVC deleted to Available again, empty volume";
+
+fn at_start(scale: &Scale) -> String {
+    format!("{} volumes at start, all PVs", scale.volumes)
+}
+
+fn at_once(scale: &Scale) -> String {
+    format!("{} released at once, all Available again", scale.released)
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn entries(from: usize, to: usize) -> impl Iterator<Item = String> {
+    (from..to).map(|number| format!("disk{number:05}"))
+}
+
+/// Waits until there are so many PVs, and all are Available.
+async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Instant> {
+    let all = |pvs: &Pvs| pvs.len() == count && pvs.values().all(is_free);
+    cluster
+        .seen
+        .clone()
+        .until(&format!("{count} PVs are Available"), all)
+        .await
+}
+
+/// A node of the usual size, and its program with the proxy that it talks through.
+pub(crate) async fn start(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    report: &mut Report,
+    column: usize,
+) -> Result<(Running, Proxy)> {
+    entries(0, USUAL).try_for_each(|entry| cluster.mount(&entry))?;
+    let proxy = Proxy::to(cluster.plane.server()).await?;
+    let mut running = binary.start(&cluster.name, &cluster.kubeconfig(Some(proxy.address))?, &cluster.log())?;
+    report.add(column, "start to /metrics", "ms", milliseconds(running.serves().await?));
+    let mut seen = cluster.seen.clone();
+    let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
+    report.add(column, FIRST_PV, "ms", milliseconds(first - running.began));
+    available(cluster, USUAL).await?;
+    tokio::time::sleep(QUIET).await;
+    let memory = running.memory()?;
+    report.add(
+        column,
+        "resident memory, 20 volumes",
+        "MB",
+        memory.resident as f64 / 1e3,
+    );
+    report.add(column, "of that anonymous", "MiB", memory.anonymous as f64 / 1024.0);
+    let sizes = cluster
+        .seen
+        .now()
+        .into_values()
+        .map(|pv| serde_json::to_vec(&pv).map(|json| json.len()));
+    if let Some(size) = sizes.collect::<Result<Vec<_>, _>>()?.into_iter().max() {
+        report.add(column, "a PV as JSON", "B", size as f64);
+    }
+    Ok((running, proxy))
+}
+
+pub(crate) async fn measure(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
+    let (running, proxy) = start(cluster, binary, report, column).await?;
+    let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
+    tokio::time::sleep(scale.window).await;
+    let minutes = scale.window.as_secs_f64() / 60.0;
+    let idle = running.cpu()? - cpu;
+    report.add(column, "idle, CPU per minute", "ms", milliseconds(idle) / minutes);
+    let switches = running.context_switches()?.saturating_sub(switches);
+    report.add(
+        column,
+        "idle, context switches per minute",
+        "",
+        switches as f64 / minutes,
+    );
+    let sent = proxy.sent() - sent;
+    report.add(
+        column,
+        "idle, bytes to the API server per minute",
+        "B",
+        sent as f64 / minutes,
+    );
+
+    drop(running);
+    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
+    tokio::time::sleep(SETTLE).await;
+    mount_some(cluster, scale, report, column).await?;
+    recycle_some(cluster, scale, report, Some(column)).await?;
+    drop(running);
+    many(cluster, binary, scale, report, column).await
+}
+
+/// One volume after the other is mounted.
+async fn mount_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report, column: usize) -> Result<()> {
+    let (mut to_pv, mut to_available) = (Vec::new(), Vec::new());
+    for (count, entry) in entries(USUAL, USUAL + scale.mounts).enumerate() {
+        let count = USUAL + count + 1;
+        let mut seen = cluster.seen.clone();
+        let began = Instant::now();
+        cluster.mount(&entry)?;
+        to_pv.push(seen.until("its PV is there", |pvs| pvs.len() == count).await? - began);
+        to_available.push(available(cluster, count).await? - began);
+    }
+    report.times(Some(column), MOUNT_TO_PV, to_pv, "");
+    report.times(Some(column), MOUNT_TO_AVAILABLE, to_available, "");
+    Ok(())
+}
+
+/// One claim after the other is bound and deleted.
+async fn recycle_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report, column: Option<usize>) -> Result<()> {
+    let names: Vec<String> = cluster.seen.now().into_keys().take(scale.claims).collect();
+    let mut times = Vec::new();
+    for name in names {
+        let name = [name];
+        cluster.bind(&name).await?;
+        times.push(cluster.recycle(&name).await?);
+    }
+    report.times(column, RECYCLED, times, "a client that answers every event at once");
+    Ok(())
+}
+
+/// Many volumes are there when it starts, and many of them are released at once.
+async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mut Report, column: usize) -> Result<()> {
+    cluster.clear().await?;
+    entries(0, scale.volumes).try_for_each(|entry| cluster.mount(&entry))?;
+    let mut running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
+    let mut seen = cluster.seen.clone();
+    let there = seen
+        .until("all PVs are there", |pvs| pvs.len() == scale.volumes)
+        .await?;
+    report.add(column, &at_start(scale), "s", (there - running.began).as_secs_f64());
+    available(cluster, scale.volumes).await?;
+    tokio::time::sleep(QUIET).await;
+    running.check()?;
+    let cpu = milliseconds(running.cpu()?) / 1e3;
+    report.add(column, "CPU until then", "s", cpu);
+    let resident = running.memory()?.resident as f64;
+    let name = format!("resident memory, {} volumes", scale.volumes);
+    report.add(column, &name, "MiB", resident / 1024.0);
+    let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
+    cluster.bind(&names).await?;
+    report.add(
+        column,
+        &at_once(scale),
+        "s",
+        cluster.recycle(&names).await?.as_secs_f64(),
+    );
+    running.check()
+}
+
+/// What the same takes whoever does it.
+pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report) -> Result<()> {
+    let what = "one request of each kind, and a create";
+    let began = Instant::now();
+    let client = cluster.plane.client_of("full").await?;
+    Api::<Node>::all(client.clone()).get(&cluster.name).await?;
+    let own = ListParams::default().labels("bench=none");
+    Api::<PersistentVolume>::all(client).list(&own).await?;
+    cluster.create(vec![cluster.pv("disk00000")?]).await?;
+    report.floor(FIRST_PV, "ms", milliseconds(began.elapsed()), what);
+    let (mut to_pv, mut to_available) = (Vec::new(), Vec::new());
+    for number in 1..=scale.mounts {
+        let mut seen = cluster.seen.clone();
+        let object = cluster.pv(&format!("disk{number:05}"))?;
+        let began = Instant::now();
+        cluster.create(vec![object]).await?;
+        to_pv.push(seen.until("its PV is there", |pvs| pvs.len() > number).await? - began);
+        to_available.push(available(cluster, number + 1).await? - began);
+    }
+    report.times(None, MOUNT_TO_PV, to_pv, "a create, seen by a watch");
+    report.times(
+        None,
+        MOUNT_TO_AVAILABLE,
+        to_available,
+        "a create, and the controller's answer",
+    );
+    let recycler = cluster.recycle_at_once();
+    recycle_some(cluster, scale, report, None).await?;
+    recycler.abort();
+    cluster.clear().await?;
+
+    let objects: Vec<PersistentVolume> = entries(0, scale.volumes)
+        .map(|entry| cluster.pv(&entry))
+        .collect::<Result<_>>()?;
+    let began = Instant::now();
+    cluster.create(objects).await?;
+    report.floor(
+        &at_start(scale),
+        "s",
+        began.elapsed().as_secs_f64(),
+        "a client with 16 connections",
+    );
+    available(cluster, scale.volumes).await?;
+    let recycler = cluster.recycle_at_once();
+    let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
+    cluster.bind(&names).await?;
+    let took = cluster.recycle(&names).await?.as_secs_f64();
+    report.floor(&at_once(scale), "s", took, "a client that answers every event at once");
+    recycler.abort();
+    Ok(())
+}
+
+/// Beside the PVs of many other nodes.
+pub(crate) async fn crowded(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
+    let beside = format!("beside {} PVs of other nodes", scale.foreign);
+    entries(0, USUAL).try_for_each(|entry| cluster.mount(&entry))?;
+    let proxy = Proxy::to(cluster.plane.server()).await?;
+    let mut running: Running =
+        binary.start(&cluster.name, &cluster.kubeconfig(Some(proxy.address))?, &cluster.log())?;
+    let mut seen = cluster.seen.clone();
+    let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
+    report.add(
+        column,
+        &format!("{FIRST_PV}, {beside}"),
+        "ms",
+        milliseconds(first - running.began),
+    );
+    available(cluster, USUAL).await?;
+    tokio::time::sleep(SETTLE).await;
+    let received = proxy.received() as f64 / 1e3;
+    report.add(column, &format!("kB received at start, {beside}"), "kB", received);
+    let name = format!("resident memory 3 s after its start, {beside}");
+    report.add(column, &name, "MiB", running.memory()?.resident as f64 / 1024.0);
+    let (cpu, received) = (running.cpu()?, proxy.received());
+    let time = scale.window.min(Duration::from_secs(20));
+    cluster.change_foreign(scale.foreign, 50, time).await?;
+    let seconds = time.as_secs_f64();
+    let cpu = milliseconds(running.cpu()? - cpu) / seconds;
+    report.add(column, "50 updates/s of those, CPU per second", "ms", cpu);
+    let received = (proxy.received() - received) as f64 / 1e3 / seconds;
+    report.add(column, "50 updates/s of those, received per second", "kB", received);
+    running.check()
+}

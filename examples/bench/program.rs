@@ -1,0 +1,136 @@
+//! A program under measurement, and what /proc says of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+/// What is run.
+pub(crate) struct Binary {
+    pub(crate) path: PathBuf,
+    args: Vec<String>,
+}
+
+impl Binary {
+    pub(crate) fn new(path: &Path, args: Vec<String>) -> Result<Self> {
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("no program {}", path.display()))?;
+        Ok(Self { path, args })
+    }
+
+    /// Runs it as the provisioner of a node.
+    pub(crate) fn start(&self, node: &str, kubeconfig: &Path, log: &Path) -> Result<Running> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let began = Instant::now();
+        // It ends with this process, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&self.path)
+            .args(&self.args)
+            .arg(format!("--listen-address=127.0.0.1:{port}"))
+            .env("MY_NODE_NAME", node)
+            .env("MY_NAMESPACE", "default")
+            .env("JOB_CONTAINER_IMAGE", "none")
+            .env("KUBECONFIG", kubeconfig)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(log)?)
+            .spawn()
+            .context("run setpriv")?;
+        Ok(Running {
+            child,
+            began,
+            port,
+            log: log.to_owned(),
+        })
+    }
+}
+
+/// A running program, killed when dropped.
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) began: Instant,
+    port: u16,
+    log: PathBuf,
+}
+
+/// In KiB, which /proc calls kB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) resident: u64,
+    pub(crate) anonymous: u64,
+}
+
+impl Running {
+    /// An error with the end of its log if it has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            bail!(
+                "it ended: {status}\n{}",
+                lines[lines.len().saturating_sub(5)..].join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until it serves its metrics; the time since its start.
+    pub(crate) async fn serves(&mut self) -> Result<Duration> {
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            self.check()?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(self.began.elapsed())
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.child.id());
+        std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        let status = self.proc("status")?;
+        Ok(Memory {
+            resident: number(&status, "VmRSS:")?,
+            anonymous: number(&status, "RssAnon:")?,
+        })
+    }
+
+    /// CPU time of all its threads, also of those that have ended.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let clock = clock_getcpuclockid(Pid::from_raw(self.child.id().try_into()?)).context("its CPU clock")?;
+        Ok(clock_gettime(clock).context("its CPU clock")?.into())
+    }
+
+    /// Of the threads that live now.
+    pub(crate) fn context_switches(&self) -> Result<u64> {
+        let mut sum = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // It may have ended meanwhile.
+            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            sum += number(&status, "\nvoluntary_ctxt_switches:").unwrap_or(0);
+            sum += number(&status, "\nnonvoluntary_ctxt_switches:").unwrap_or(0);
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Either may find that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn number(text: &str, key: &str) -> Result<u64> {
+    let rest = text.split_once(key).with_context(|| format!("no {key}"))?.1;
+    let word = rest.split_whitespace().next().unwrap_or_default();
+    word.parse().with_context(|| format!("{key} {word}"))
+}
