@@ -1,12 +1,12 @@
 //! Places where a test can end or hold this process: at every step after which a volume is in another state.
 //!
-//! They are there with the feature `failpoints` only, which nothing but tests is built with; without it [`hit!`] is
+//! They are there with the feature `failpoints` only, which nothing but tests is built with; without it `hit!` is
 //! nothing, not even a name in the binary. The crate `fail` knows neither of the two things that are needed from outside
 //! a process: ending as by `kill -9`, without any code of ours running after it, and being let go on by another process.
 //!
-//! The environment variable [`VARIABLE`] says what happens where: `<point>=kill` or `<point>=pause`, separated by
+//! The environment variable `FAILPOINTS` says what happens where: `<point>=kill` or `<point>=pause`, separated by
 //! commas; `<point>@3=kill` is the third time that the point is reached. A thread that is held makes the file
-//! `<point>` in the directory [`HELD_DIRECTORY`], and goes on when that is removed.
+//! `<point>` in the directory `FAILPOINTS_DIR`, and goes on when that is removed.
 
 #[cfg(feature = "failpoints")]
 pub use enabled::{HELD_DIRECTORY, POINTS, VARIABLE, patch, reached};
