@@ -11,6 +11,7 @@ use crate::cluster::{Cluster, Owner, Ownership};
 use crate::config::VolumeMode;
 use crate::memory::{Memory, ScrubState};
 use crate::plan::{Plan, State};
+use crate::scrub::progress::{Snapshot, Unit};
 
 /// Every metric of the node daemon.
 pub struct Metrics {
@@ -29,6 +30,8 @@ pub struct Metrics {
     failed: IntGauge,
     volumes: IntGaugeVec,
     held: IntGaugeVec,
+    scrub_done: IntGaugeVec,
+    scrub_size: IntGaugeVec,
     problems: IntGauge,
 }
 
@@ -125,6 +128,16 @@ impl Metrics {
                 &["storage_class", "state"],
             )?,
             held: gauges("volumes_held", "Held volumes by reason.", &["reason"])?,
+            scrub_done: gauges(
+                "scrub_done",
+                "How much of a running scrub is done, in bytes or directory entries.",
+                &["persistentvolume", "unit"],
+            )?,
+            scrub_size: gauges(
+                "scrub_size",
+                "How much there is to do in a running scrub, where that is known.",
+                &["persistentvolume", "unit"],
+            )?,
             problems: gauge("config_problems", "Problems of the configuration as it stands now.")?,
             registry,
         };
@@ -198,7 +211,8 @@ impl Metrics {
                 .pvs
                 .values()
                 .filter(|pv| pv.mode == mode && ownership.of(pv) != Owner::Foreign);
-            let sum: u64 = own.filter_map(|pv| capacity::parse(&pv.capacity)).sum();
+            let capacities = own.filter_map(|pv| capacity::parse(&pv.capacity));
+            let sum = capacities.fold(0, u64::saturating_add);
             self.capacity_bytes
                 .with_label_values(&[mode_label(mode)])
                 .set(i64::try_from(sum).unwrap_or(i64::MAX));
@@ -211,8 +225,9 @@ impl Metrics {
             .set(count(|state| matches!(state, ScrubState::Clean { .. })));
         self.failed
             .set(count(|state| matches!(state, ScrubState::Failed { .. })));
-        self.volumes.reset();
-        self.held.reset();
+        for gauges in [&self.volumes, &self.held, &self.scrub_done, &self.scrub_size] {
+            gauges.reset();
+        }
         for volume in &plan.volumes {
             self.volumes
                 .with_label_values(&[volume.directory.class.as_str(), volume.state.word()])
@@ -220,6 +235,24 @@ impl Metrics {
             if let State::Held(held) = &volume.state {
                 self.held.with_label_values(&[held.slug()]).inc();
             }
+            if let (State::Scrubbing(Some(progress)), Some(pv)) = (&volume.state, &volume.pv) {
+                self.scrubbing(pv, progress);
+            }
+        }
+    }
+
+    fn scrubbing(&self, pv: &str, progress: &Snapshot) {
+        let unit = match progress.unit {
+            Unit::Bytes => "bytes",
+            Unit::Entries => "entries",
+        };
+        let set = |gauges: &IntGaugeVec, value: u64| {
+            let gauge = gauges.with_label_values(&[pv, unit]);
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&self.scrub_done, progress.done);
+        if let Some(total) = progress.total {
+            set(&self.scrub_size, total);
         }
     }
 }
@@ -290,5 +323,49 @@ mod tests {
             text.contains("local_volume_provisioner_persistentvolume_capacity_bytes{mode=\"Block\"} 0\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_running_scrub_shows_how_far_it_is_and_is_forgotten_when_it_ends() {
+        let metrics = Metrics::new().unwrap();
+        let progress = crate::scrub::progress::Progress::new(Unit::Bytes, 100);
+        progress.add(40);
+        let volume = crate::plan::Volume {
+            directory: crate::observed::DirectoryKey {
+                class: "raw".into(),
+                host_dir: "/mnt/raw".into(),
+                mount_dir: "/discover/raw".into(),
+            },
+            entry: "disk".into(),
+            state: State::Scrubbing(Some(progress.snapshot())),
+            pv: Some("pv1".into()),
+            published: true,
+            claim: None,
+            capacity: None,
+            id: None,
+            warning: None,
+        };
+        let ownership = Ownership {
+            node_name: "node1".into(),
+            node_uid: "u".into(),
+            hostname: "host1".into(),
+            node_name_only: false,
+        };
+        let pass = |volumes| {
+            let plan = Plan {
+                volumes,
+                ..Plan::default()
+            };
+            metrics.pass(&plan, &Cluster::default(), &ownership, &Memory::default());
+            metrics.text()
+        };
+        let text = pass(vec![volume]);
+        for line in [
+            "local_volume_provisioner_scrub_done{persistentvolume=\"pv1\",unit=\"bytes\"} 40\n",
+            "local_volume_provisioner_scrub_size{persistentvolume=\"pv1\",unit=\"bytes\"} 100\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!pass(Vec::new()).contains("pv1"));
     }
 }

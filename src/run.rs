@@ -99,6 +99,8 @@ struct Daemon {
     directories_read: BTreeSet<PathBuf>,
     gaps: u64,
     blind_told: bool,
+    /// When the running scrubs were logged last.
+    progress_told: Duration,
     states: BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
 }
 
@@ -239,6 +241,7 @@ impl Daemon {
         let plan = self.plan(&config, &ownership, &node, &look.observed);
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
+        self.log_progress(&plan);
         self.tell(&plan, &ownership);
         self.ask_mode_again(&plan);
         self.follow_jobs(&plan);
@@ -406,6 +409,23 @@ impl Daemon {
             }
         }
         missing
+    }
+
+    /// Logs once a minute how far the scrubs are that take longer than that.
+    fn log_progress(&mut self, plan: &Plan) {
+        const PERIOD: Duration = Duration::from_secs(60);
+        let now = self.now();
+        if now < self.progress_told + PERIOD {
+            return;
+        }
+        self.progress_told = now;
+        for volume in &plan.volumes {
+            if let (plan::State::Scrubbing(Some(progress)), Some(pv)) = (&volume.state, &volume.pv)
+                && progress.elapsed >= PERIOD
+            {
+                info!(%pv, %progress, "scrubbing");
+            }
+        }
     }
 
     /// Logs each volume's state when it changes.

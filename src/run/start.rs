@@ -66,6 +66,7 @@ pub(super) fn daemon(
         directories_read: BTreeSet::new(),
         gaps: 0,
         blind_told: false,
+        progress_told: Duration::ZERO,
         states: std::collections::BTreeMap::new(),
     }
 }
