@@ -161,9 +161,9 @@ impl Scrubber {
         })
     }
 
-    /// The PV still says that its volume is to be scrubbed: read anew, for what the watch shows may be late. `None`: it
-    /// is gone, as it was when the scrub was ordered.
-    fn check_pv(&self) -> Result<Option<Pv>, ScrubError> {
+    /// The PV as it is now, if it still says that its volume is to be scrubbed: read anew, for what the watch shows may be
+    /// late.
+    fn check_pv(&self) -> Result<Pv, ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         // Not a failure of the scrub, which would count: nothing was touched.
@@ -192,7 +192,7 @@ impl Scrubber {
         if pv.reclaim_policy != "Delete" && !told {
             return Err(changed(&format!("its reclaim policy is {}", pv.reclaim_policy)));
         }
-        Ok(Some(pv))
+        Ok(pv)
     }
 }
 

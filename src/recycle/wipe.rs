@@ -16,8 +16,8 @@ use crate::scrub::checkpoint::{self, Checkpoint, Position, Wipe};
 use crate::scrub::limits::Steering;
 use crate::scrub::{ScrubError, block};
 
-/// What is checked right before the first write; it answers with the PV, unless that is gone.
-type Check<'a> = dyn FnMut() -> Result<Option<Pv>, ScrubError> + 'a;
+/// What is checked right before the first write; it answers with the PV.
+type Check<'a> = dyn FnMut() -> Result<Pv, ScrubError> + 'a;
 
 impl Scrubber {
     /// Wipes a device that is held exclusively, from where an interrupted wipe of this release has left off.
@@ -73,10 +73,9 @@ impl Scrubber {
         check: &mut Check<'_>,
         resume: impl FnOnce(&str) -> Result<Position, String>,
     ) -> Result<Position, ScrubError> {
-        let Some(pv) = check()?.filter(|_| self.mode == Mode::Patch) else {
-            return Ok(Position::START);
-        };
-        let Some(noted) = pv.annotation(names::CHECKPOINT) else {
+        let pv = check()?;
+        let noted = pv.annotation(names::CHECKPOINT);
+        let Some(noted) = noted.filter(|_| self.mode == Mode::Patch) else {
             return Ok(Position::START);
         };
         let usable = if !checkpoint::may_be_noted_on(&pv) {
