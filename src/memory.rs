@@ -1,7 +1,8 @@
 //! What this process remembers from one pass to the next.
 //!
-//! Nothing here must survive a restart for the promises to hold: the API objects say all that matters then. It makes
-//! passes cheap (back-off), patient (grace periods) and careful about what was seen.
+//! The API objects say all that matters after a restart, but for PVs that others removed and that nothing stands in for
+//! yet ([`Memory::gone`]). The rest makes passes cheap (back-off), patient (grace periods) and careful about what was
+//! seen.
 
 #[cfg(test)]
 mod tests;
