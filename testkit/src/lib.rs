@@ -2,6 +2,7 @@
 //!
 //! * [`api`]: a Kubernetes API server in the process, for tests of races, faults and paused time.
 //! * [`plane`]: a real control plane (etcd, apiserver, controller manager, scheduler), for tests of the truth.
+//! * [`config_volume`]: a ConfigMap volume, edited as kubelet does it.
 //! * [`mounts`]: private mount namespaces, tmpfs and loop devices.
 //! * [`raw`]: requests as they go over the wire.
 //!
@@ -9,6 +10,7 @@
 //! faithful to the latter.
 
 pub mod api;
+pub mod config_volume;
 pub mod mounts;
 pub mod plane;
 pub mod raw;

@@ -13,6 +13,7 @@ use local_volume_provisioner::scrub::limits::Limits;
 use local_volume_provisioner::settings::Settings;
 use serde_json::Value;
 use testkit::api::{Api, Controllers, Fault};
+use testkit::config_volume::ConfigVolume;
 use testkit::mounts;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -82,11 +83,10 @@ impl World {
         api.create_node("node1", "host1");
         api.create_storage_class(CLASS, "Delete");
         let dir = tempfile::tempdir()?;
-        std::fs::create_dir(dir.path().join("config"))?;
         std::fs::create_dir(dir.path().join(CLASS))?;
         let directory = dir.path().join(CLASS).display().to_string();
         let map = format!("{CLASS}:\n  hostDir: {directory}\n  mountDir: {directory}\n");
-        std::fs::write(dir.path().join("config/storageClassMap"), map)?;
+        ConfigVolume::new(dir.path().join("config"))?.set("storageClassMap", &map)?;
         Ok(Self {
             _controllers: api.run_controllers(),
             api,

@@ -111,10 +111,12 @@ fn a_broken_edit_costs_nothing_that_worked() {
         node.plane.create_storage_class(&third, "Delete").await?;
         std::fs::create_dir(node.path(&third))?;
         node.tmpfs(&third, "disk3")?;
-        node.configure("labelsForPV", "team: \"not a label value!\"\n")?;
         let broken = format!("{second}:\n  hostDir: relative\n  mountDir: [1]\n");
         let map = node.settings_of(&first, "") + &broken + &node.settings_of(&third, "");
-        node.configure("storageClassMap", &map)?;
+        node.edit([
+            ("storageClassMap", Some(map.as_str())),
+            ("labelsForPV", Some("team: \"not a label value!\"\n")),
+        ])?;
         node.tmpfs(&second, "disk4")?;
         let later = node.exactly(&["disk1", "disk2", "disk3", "disk4"]).await?;
         ensure!(published.iter().all(|(entry, pv)| later[entry].uid() == pv.uid()));

@@ -1,7 +1,6 @@
 //! How soon: nothing waits for the safety timer, which is longer than any of these tests may take.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -111,25 +110,10 @@ fn objects_that_appear_are_seen_at_once() {
     });
 }
 
-/// Writes a generation of a ConfigMap volume as kubelet does, and swaps it in.
-fn swap_in(config: &Path, generation: &str, map: &str) -> Result<()> {
-    std::fs::create_dir(config.join(generation))?;
-    std::fs::write(config.join(generation).join("storageClassMap"), map)?;
-    symlink(generation, config.join("..data_tmp"))?;
-    std::fs::rename(config.join("..data_tmp"), config.join("..data"))?;
-    if !config.join("storageClassMap").is_symlink() {
-        symlink("..data/storageClassMap", config.join("storageClassMap"))?;
-    }
-    Ok(())
-}
-
 #[test]
 fn edits_of_the_configuration_take_effect_at_once() {
     in_worlds("edits", &MODES, async |node: Rc<Node>| {
         without_timer(&node);
-        let config = node.path("as-kubelet-writes-it");
-        std::fs::create_dir(&config)?;
-        node.set(|settings| settings.config_dir.clone_from(&config));
         let classes = [
             node.class("Delete", "").await?,
             node.class("Delete", "").await?,
@@ -138,21 +122,19 @@ fn edits_of_the_configuration_take_effect_at_once() {
         for (class, entry) in classes.iter().zip(["disk0", "disk1", "disk2"]) {
             node.tmpfs(class, entry)?;
         }
-        let map = |count: usize| {
-            classes[..count]
-                .iter()
-                .map(|class| node.settings_of(class, ""))
-                .collect::<String>()
+        let configure = |count: usize| {
+            let classes = classes[..count].iter();
+            let map: String = classes.map(|class| node.settings_of(class, "")).collect();
+            node.configure("storageClassMap", &map)
         };
-        swap_in(&config, "..2026_01_01", &map(1))?;
+        configure(1)?;
         node.start().await?;
         node.available("disk0").await?;
         let began = Instant::now();
-        swap_in(&config, "..2026_01_02", &map(2))?;
-        std::fs::remove_dir_all(config.join("..2026_01_01"))?;
+        configure(2)?;
         published_at_once(&node, "disk1", began).await?;
         let began = Instant::now();
-        swap_in(&config, "..2026_01_03", &map(3))?;
+        configure(3)?;
         published_at_once(&node, "disk2", began).await?;
         Ok(())
     });

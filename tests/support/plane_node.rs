@@ -19,6 +19,7 @@ use local_volume_provisioner::plan::Limits;
 use local_volume_provisioner::scan::ScanSettings;
 use local_volume_provisioner::settings::Settings;
 use serde_json::json;
+use testkit::config_volume::ConfigVolume;
 use testkit::mounts;
 use testkit::plane::Plane;
 use tokio::sync::oneshot;
@@ -175,6 +176,7 @@ pub struct Node {
     pub name: String,
     pub admin: kube::Client,
     dir: tempfile::TempDir,
+    config: std::cell::RefCell<ConfigVolume>,
     pub settings: std::cell::RefCell<Settings>,
     /// Whom the daemon runs as, if not the world's user.
     pub user: std::cell::RefCell<Option<String>>,
@@ -188,9 +190,9 @@ impl Node {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("n{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir()?;
-        std::fs::create_dir(dir.path().join("config"))?;
+        let config = ConfigVolume::new(dir.path().join("config"))?;
         let task = format!("/proc/{}/task/{}/mountinfo", std::process::id(), nix::unistd::gettid());
-        let mut settings = settings(&name, &dir.path().join("config"));
+        let mut settings = settings(&name, config.dir());
         if world.sees_pods {
             settings.scan.host_mountinfo = PathBuf::from(&task);
         }
@@ -201,6 +203,7 @@ impl Node {
             name,
             admin: plane.client().await?,
             dir,
+            config: config.into(),
             settings: settings.into(),
             user: None.into(),
             poll: Duration::from_millis(20).into(),
@@ -228,10 +231,8 @@ impl Node {
 
     /// Adds a class to storageClassMap; neither its StorageClass nor its directory is made.
     pub fn configure_class(&self, class: &str, extra: &str) -> Result<()> {
-        let path = self.path("config/storageClassMap");
-        let mut map = std::fs::read_to_string(&path).unwrap_or_default();
-        map.push_str(&self.settings_of(class, extra));
-        Ok(std::fs::write(path, map)?)
+        let map = self.config.borrow().get("storageClassMap").to_owned() + &self.settings_of(class, extra);
+        self.configure("storageClassMap", &map)
     }
 
     /// A class as it stands in storageClassMap.
@@ -243,9 +244,14 @@ impl Node {
         )
     }
 
-    /// Writes a key of the configuration.
+    /// Sets a key of the configuration.
     pub fn configure(&self, key: &str, value: &str) -> Result<()> {
-        Ok(std::fs::write(self.dir.path().join("config").join(key), value)?)
+        Ok(self.config.borrow_mut().set(key, value)?)
+    }
+
+    /// One edit of the ConfigMap: sets keys, and removes those without a value.
+    pub fn edit<'a>(&self, changes: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Result<()> {
+        Ok(self.config.borrow_mut().edit(changes)?)
     }
 
     /// A path below the test's directory.

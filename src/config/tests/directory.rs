@@ -5,39 +5,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use testkit::config_volume::ConfigVolume;
 
 use super::*;
-
-/// Writes a generation of a ConfigMap volume as kubelet does.
-fn publish(dir: &Path, generation: &str, keys: &[(&str, &str)]) {
-    fs::create_dir(dir.join(generation)).unwrap();
-    for (key, value) in keys {
-        fs::write(dir.join(generation).join(key), value).unwrap();
-        let _ = symlink(Path::new("..data").join(key), dir.join(key));
-    }
-    symlink(generation, dir.join("..data_tmp")).unwrap();
-    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
-}
 
 #[test]
 fn a_config_map_volume_is_read_through_its_symlinks() {
     let dir = tempfile::tempdir().unwrap();
-    publish(
-        dir.path(),
-        "..2024_1",
-        &[("storageClassMap", FAST), ("useNodeNameOnly", "no")],
-    );
+    let mut volume = ConfigVolume::new(dir.path()).unwrap();
+    let edit = [("storageClassMap", Some(FAST)), ("useNodeNameOnly", Some("no"))];
+    volume.edit(edit).unwrap();
     fs::create_dir(dir.path().join("labelsForPV")).unwrap();
     let loaded = load_directory(dir.path());
     assert_eq!(shown(&loaded.problems), Vec::<String>::new());
     assert_eq!(shown(&loaded.warnings), Vec::<String>::new());
     assert_eq!(loaded.config.classes.keys().collect::<Vec<_>>(), ["fast"]);
 
-    publish(
-        dir.path(),
-        "..2024_2",
-        &[("storageClassMap", "{a: {}}"), ("useNodeNameOnly", "yes")],
-    );
+    let edit = [("storageClassMap", Some("{a: {}}")), ("useNodeNameOnly", Some("yes"))];
+    volume.edit(edit).unwrap();
     let loaded = load_directory(dir.path());
     assert!(loaded.config.use_node_name_only);
     assert_eq!(
@@ -49,14 +34,15 @@ fn a_config_map_volume_is_read_through_its_symlinks() {
 #[test]
 fn a_directory_that_is_swapped_while_it_is_read_is_never_mixed() {
     let dir = tempfile::tempdir().unwrap();
-    let put = |at: usize| {
+    let mut volume = ConfigVolume::new(dir.path()).unwrap();
+    let mut put = |at: usize| {
         let (flag, label) = if at.is_multiple_of(2) {
             ("no", "a: no")
         } else {
             ("yes", "a: yes")
         };
-        let keys = [("useNodeNameOnly", flag), ("labelsForPV", label)];
-        publish(dir.path(), &format!("..{at}"), &keys);
+        let edit = [("useNodeNameOnly", Some(flag)), ("labelsForPV", Some(label))];
+        volume.edit(edit).unwrap();
     };
     put(0);
     let reads = AtomicUsize::new(0);
@@ -65,7 +51,6 @@ fn a_directory_that_is_swapped_while_it_is_read_is_never_mixed() {
         let writer = scope.spawn(|| {
             for at in 1..300 {
                 put(at);
-                fs::remove_dir_all(dir.path().join(format!("..{}", at - 1))).unwrap();
                 // Kubelet writes once a minute: never faster than a reader can finish.
                 while reads.load(Ordering::SeqCst) < at {
                     std::thread::yield_now();
