@@ -17,6 +17,10 @@ use crate::report::Report;
 const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Between two passes over what nothing happens to: the default of `--discovery-period`.
+const PERIOD: Duration = Duration::from_secs(10);
+/// So many are measured.
+const PASSES: u32 = 2;
 /// Longer than the period between two looks.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -93,6 +97,23 @@ pub(crate) async fn measure(
     report: &mut Report,
     column: usize,
 ) -> Result<()> {
+    drop(idle(cluster, binary, scale, report, column).await?);
+    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
+    tokio::time::sleep(SETTLE).await;
+    mount_some(cluster, scale, report, column).await?;
+    recycle_some(cluster, scale, report, Some(column)).await?;
+    drop(running);
+    many(cluster, binary, scale, report, column).await
+}
+
+/// Starts it with the usual volumes, and measures what it costs while nothing happens.
+pub(crate) async fn idle(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<Running> {
     let (running, proxy) = start(cluster, binary, report, column).await?;
     let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
     tokio::time::sleep(scale.window).await;
@@ -113,14 +134,7 @@ pub(crate) async fn measure(
         "B",
         sent as f64 / minutes,
     );
-
-    drop(running);
-    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
-    tokio::time::sleep(SETTLE).await;
-    mount_some(cluster, scale, report, column).await?;
-    recycle_some(cluster, scale, report, Some(column)).await?;
-    drop(running);
-    many(cluster, binary, scale, report, column).await
+    Ok(running)
 }
 
 /// One volume after the other is mounted.
@@ -153,7 +167,13 @@ async fn recycle_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report,
 }
 
 /// Many volumes are there when it starts, and many of them are released at once.
-async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mut Report, column: usize) -> Result<()> {
+pub(crate) async fn many(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
     cluster.clear().await?;
     entries(0, scale.volumes).try_for_each(|entry| cluster.mount(&entry))?;
     let mut running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
@@ -170,14 +190,18 @@ async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mu
     let resident = running.memory()?.resident as f64;
     let name = format!("resident memory, {} volumes", scale.volumes);
     report.add(column, &name, "MiB", resident / 1024.0);
+    let cpu = running.cpu()?;
+    tokio::time::sleep(PASSES * PERIOD).await;
+    let pass = (running.cpu()? - cpu) / PASSES;
+    let name = format!("a pass over {} unchanged volumes, CPU", scale.volumes);
+    report.add(column, &name, "ms", milliseconds(pass));
     let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
     cluster.bind(&names).await?;
-    report.add(
-        column,
-        &at_once(scale),
-        "s",
-        cluster.recycle(&names).await?.as_secs_f64(),
-    );
+    let cpu = running.cpu()?;
+    let took = cluster.recycle(&names).await?;
+    report.add(column, &at_once(scale), "s", took.as_secs_f64());
+    let cpu = milliseconds(running.cpu()? - cpu) / 1e3;
+    report.add(column, "CPU for that", "s", cpu);
     running.check()
 }
 
@@ -211,7 +235,11 @@ pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Re
     recycle_some(cluster, scale, report, None).await?;
     recycler.abort();
     cluster.clear().await?;
+    floors_of_many(cluster, scale, report).await
+}
 
+/// What many volumes take whoever publishes or recycles them.
+pub(crate) async fn floors_of_many(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report) -> Result<()> {
     let objects: Vec<PersistentVolume> = entries(0, scale.volumes)
         .map(|entry| cluster.pv(&entry))
         .collect::<Result<_>>()?;

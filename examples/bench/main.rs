@@ -35,9 +35,9 @@ struct Args {
     /// An argument for the other program; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     vs_arg: Vec<String>,
-    /// Only start it with 20 volumes, and measure its memory
-    #[arg(long)]
-    memory: bool,
+    /// Measure only this
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Fewer repetitions, shorter windows, smaller disks
     #[arg(long)]
     quick: bool,
@@ -47,6 +47,17 @@ struct Args {
     /// Write all figures to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// A part that can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The memory with 20 volumes
+    Memory,
+    /// What an idle process with 20 volumes costs
+    Idle,
+    /// Many volumes at start, passes over them, and many released at once
+    Burst,
 }
 
 /// How much is measured.
@@ -147,10 +158,19 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     let ours = Binary::new(&args.program, vec![host_mountinfo])?;
     let other = args.vs.as_ref().map(|path| Binary::new(path, args.vs_arg.clone()));
     let binaries: Vec<Binary> = [Some(Ok(ours)), other].into_iter().flatten().collect::<Result<_>>()?;
-    if args.memory {
+    if let Some(part) = args.only {
         for (column, binary) in binaries.iter().enumerate() {
             let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
-            life::start(&cluster, binary, &mut report, column).await?;
+            match part {
+                Part::Memory => drop(life::start(&cluster, binary, &mut report, column).await?),
+                Part::Idle => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
+                Part::Burst => life::many(&cluster, binary, &scale, &mut report, column).await?,
+            }
+            cluster.clear().await?;
+        }
+        if part == Part::Burst {
+            let cluster = Cluster::new(&plane, dir, "floor").await?;
+            life::floors_of_many(&cluster, &scale, &mut report).await?;
             cluster.clear().await?;
         }
         return Ok(report);
