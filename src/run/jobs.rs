@@ -39,6 +39,11 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// No question is open.
+    pub(super) fn nothing_to_ask(&self) -> bool {
+        !self.to_ask
+    }
+
     pub(super) fn new() -> Self {
         Self {
             watch: tokio::task::JoinSet::new(),

@@ -35,7 +35,9 @@ pub(super) fn daemon(
     let mount_tables = MountTables::watch(&tables, Arc::clone(&shared.wake))
         .inspect_err(|error| warn!(%error, "mount tables cannot be watched; changes are found by the safety timer"))
         .ok();
+    let slots = settings.limits.scrub_concurrency.min(Semaphore::MAX_PERMITS);
     Daemon {
+        tables: eyes.scanner.tables().clone(),
         settings,
         client,
         shared,
@@ -44,6 +46,8 @@ pub(super) fn daemon(
         board,
         started: Instant::now(),
         _mount_tables: mount_tables,
+        pace: super::pace::Pace::default(),
+        calm: None,
         eyes: Some(eyes),
         mode: Mode::Classic,
         watches: JoinSet::new(),
@@ -61,6 +65,8 @@ pub(super) fn daemon(
         told: Told::default(),
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
+        slots: Arc::new(Semaphore::new(slots)),
+        scrubs_ended: 0,
         running: std::collections::BTreeMap::new(),
         notes: std::collections::BTreeMap::new(),
         directories_read: BTreeSet::new(),
