@@ -254,7 +254,9 @@ impl Daemon {
             WriteError::Conflict | WriteError::Absent | WriteError::Exists => {
                 self.shared.update(|store| store.doubt(&pv.name))
             }
-            WriteError::Forbidden(_) | WriteError::Other(_) => self.failed(&pv.name, err, verb),
+            WriteError::Forbidden(_) | WriteError::Other(_) | WriteError::Busy { .. } => {
+                self.failed(&pv.name, err, verb)
+            }
         }
     }
 
@@ -265,6 +267,7 @@ impl Daemon {
             self.ask_mode();
         }
         let failures = self.memory.write_failed(name, err.to_string(), now);
+        self.memory.put_off(name, now + api::wait(failures, err.asked()));
         if failures == 1 {
             warn!(pv = name, error = %err, "cannot {verb} PersistentVolume; trying again");
         } else {

@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 
 use crate::api::{self, WriteError};
-use crate::memory::api_backoff;
 use crate::wakes::MountTables;
 use crate::watch;
 
@@ -188,7 +187,7 @@ impl Daemon {
                     }
                     self.health
                         .waits_for(vec![format!("the API server: cannot {what}: {err}")]);
-                    tokio::time::sleep(api_backoff(failures).max(Duration::from_millis(100))).await;
+                    tokio::time::sleep(api::wait(failures, err.asked())).await;
                 }
             }
         }
