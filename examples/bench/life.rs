@@ -72,13 +72,8 @@ pub(crate) async fn start(
     available(cluster, USUAL).await?;
     tokio::time::sleep(QUIET).await;
     let memory = running.memory()?;
-    report.add(
-        column,
-        "resident memory, 20 volumes",
-        "MB",
-        memory.resident as f64 / 1e3,
-    );
-    report.add(column, "of that anonymous", "MiB", memory.anonymous as f64 / 1024.0);
+    report.add(column, "resident memory, 20 volumes", "MB", memory.resident);
+    report.add(column, "of that anonymous", "MB", memory.anonymous);
     let sizes = cluster
         .seen
         .now()
@@ -187,9 +182,9 @@ pub(crate) async fn many(
     running.check()?;
     let cpu = milliseconds(running.cpu()?) / 1e3;
     report.add(column, "CPU until then", "s", cpu);
-    let resident = running.memory()?.resident as f64;
+    let resident = running.memory()?.resident;
     let name = format!("resident memory, {} volumes", scale.volumes);
-    report.add(column, &name, "MiB", resident / 1024.0);
+    report.add(column, &name, "MB", resident);
     let cpu = running.cpu()?;
     tokio::time::sleep(PASSES * PERIOD).await;
     let pass = (running.cpu()? - cpu) / PASSES;
@@ -265,36 +260,38 @@ pub(crate) async fn floors_of_many(cluster: &Cluster<'_>, scale: &Scale, report:
 pub(crate) async fn crowded(
     cluster: &Cluster<'_>,
     binary: &Binary,
+    foreign: usize,
     scale: &Scale,
     report: &mut Report,
     column: usize,
 ) -> Result<()> {
-    let beside = format!("beside {} PVs of other nodes", scale.foreign);
+    let beside = format!("beside {foreign} PVs of other nodes");
     entries(0, USUAL).try_for_each(|entry| cluster.mount(&entry))?;
     let proxy = Proxy::to(cluster.plane.server()).await?;
     let mut running: Running =
         binary.start(&cluster.name, &cluster.kubeconfig(Some(proxy.address))?, &cluster.log())?;
     let mut seen = cluster.seen.clone();
     let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
-    report.add(
-        column,
-        &format!("{FIRST_PV}, {beside}"),
-        "ms",
-        milliseconds(first - running.began),
-    );
+    let mut add = |what: &str, unit: &'static str, value: f64| {
+        report.add(column, &format!("{what}, {beside}"), unit, value);
+    };
+    add(FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    tokio::time::sleep(SETTLE).await;
-    let received = proxy.received() as f64 / 1e3;
-    report.add(column, &format!("kB received at start, {beside}"), "kB", received);
-    let name = format!("resident memory 3 s after its start, {beside}");
-    report.add(column, &name, "MiB", running.memory()?.resident as f64 / 1024.0);
-    let (cpu, received) = (running.cpu()?, proxy.received());
+    tokio::time::sleep(QUIET).await;
+    add("CPU of the start", "ms", milliseconds(running.cpu()?));
+    add("received at start", "kB", proxy.received() as f64 / 1e3);
+    let memory = running.memory()?;
+    add("resident memory", "MB", memory.resident);
+    add("of that anonymous", "MB", memory.anonymous);
     let time = scale.window.min(Duration::from_secs(20));
-    cluster.change_foreign(scale.foreign, 50, time).await?;
-    let seconds = time.as_secs_f64();
-    let cpu = milliseconds(running.cpu()? - cpu) / seconds;
-    report.add(column, "50 updates/s of those, CPU per second", "ms", cpu);
-    let received = (proxy.received() - received) as f64 / 1e3 / seconds;
-    report.add(column, "50 updates/s of those, received per second", "kB", received);
+    let (cpu, received) = (running.cpu()?, proxy.received());
+    cluster.change_foreign(foreign, 50, time).await?;
+    if foreign > 0 {
+        let seconds = time.as_secs_f64();
+        let cpu = milliseconds(running.cpu()? - cpu) / seconds;
+        let received = (proxy.received() - received) as f64 / 1e3 / seconds;
+        add("50 updates/s of those, CPU per second", "ms", cpu);
+        add("50 updates/s of those, received per second", "kB", received);
+    }
     running.check()
 }

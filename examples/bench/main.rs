@@ -58,6 +58,10 @@ enum Part {
     Idle,
     /// Many volumes at start, passes over them, and many released at once
     Burst,
+    /// The same node alone and beside the PVs of many others
+    Crowd,
+    /// Scrubs beside rm, dd and blkdiscard
+    Scrubs,
 }
 
 /// How much is measured.
@@ -157,39 +161,42 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     let host_mountinfo = format!("--host-mountinfo=/proc/{}/mountinfo", std::process::id());
     let ours = Binary::new(&args.program, vec![host_mountinfo])?;
     let other = args.vs.as_ref().map(|path| Binary::new(path, args.vs_arg.clone()));
+    let wanted = |part| args.only.is_none_or(|only| only == part);
     let binaries: Vec<Binary> = [Some(Ok(ours)), other].into_iter().flatten().collect::<Result<_>>()?;
-    if let Some(part) = args.only {
-        for (column, binary) in binaries.iter().enumerate() {
-            let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
-            match part {
-                Part::Memory => drop(life::start(&cluster, binary, &mut report, column).await?),
-                Part::Idle => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
-                Part::Burst => life::many(&cluster, binary, &scale, &mut report, column).await?,
-            }
-            cluster.clear().await?;
-        }
-        if part == Part::Burst {
-            let cluster = Cluster::new(&plane, dir, "floor").await?;
-            life::floors_of_many(&cluster, &scale, &mut report).await?;
-            cluster.clear().await?;
-        }
-        return Ok(report);
+    if wanted(Part::Scrubs) {
+        scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     }
-    scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     for (column, binary) in binaries.iter().enumerate() {
         let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
-        life::measure(&cluster, binary, &scale, &mut report, column).await?;
+        match args.only {
+            None => life::measure(&cluster, binary, &scale, &mut report, column).await?,
+            Some(Part::Memory) => drop(life::start(&cluster, binary, &mut report, column).await?),
+            Some(Part::Idle) => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
+            Some(Part::Burst) => life::many(&cluster, binary, &scale, &mut report, column).await?,
+            Some(Part::Scrubs | Part::Crowd) => {}
+        }
         cluster.clear().await?;
     }
     let cluster = Cluster::new(&plane, dir, "floor").await?;
-    life::floors(&cluster, &scale, &mut report).await?;
+    match args.only {
+        None => life::floors(&cluster, &scale, &mut report).await?,
+        Some(Part::Burst) => life::floors_of_many(&cluster, &scale, &mut report).await?,
+        Some(_) => {}
+    }
     cluster.clear().await?;
-    eprintln!("bench: making {} PVs of other nodes", scale.foreign);
-    cluster.make_foreign(scale.foreign).await?;
-    for (column, binary) in binaries.iter().enumerate() {
-        let cluster = Cluster::new(&plane, dir, &format!("crowd{column}")).await?;
-        life::crowded(&cluster, binary, &scale, &mut report, column).await?;
-        cluster.clear().await?;
+    if wanted(Part::Crowd) {
+        // What a node costs alone, and beside many others.
+        for foreign in [0, scale.foreign] {
+            eprintln!("bench: making {foreign} PVs of other nodes");
+            for (column, binary) in binaries.iter().enumerate() {
+                let cluster = Cluster::new(&plane, dir, &format!("crowd{column}-{foreign}")).await?;
+                if column == 0 {
+                    cluster.make_foreign(foreign).await?;
+                }
+                life::crowded(&cluster, binary, foreign, &scale, &mut report, column).await?;
+                cluster.clear().await?;
+            }
+        }
     }
     Ok(report)
 }
