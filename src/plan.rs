@@ -415,11 +415,9 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
 /// The directories to look at: those of the configuration, and those of PVs that were published from elsewhere.
 #[must_use]
 pub fn directories(config: &Config, cluster: &Cluster) -> Vec<DirectoryKey> {
-    let mut keys: Vec<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
+    let mut keys: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
     keys.extend(cluster.pvs.values().filter_map(|pv| directory_of(config, pv)));
-    keys.sort();
-    keys.dedup();
-    keys
+    keys.into_iter().collect()
 }
 
 /// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where

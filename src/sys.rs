@@ -165,11 +165,13 @@ pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle> {
 pub struct FilesystemStatus {
     /// Size of the whole filesystem.
     pub total_bytes: u64,
+    /// Writing through this mount is refused, because the mount or the filesystem is read-only.
+    pub read_only: bool,
     /// `f_fsid` as the kernel's 64-bit number. Whether it means anything depends on the type of filesystem.
     pub fsid: u64,
 }
 
-/// fstatfs(2) of the filesystem behind a descriptor.
+/// fstatfs(2) of the filesystem behind a descriptor, which may be an `O_PATH` one.
 ///
 /// # Errors
 /// That of the system call.
@@ -180,6 +182,7 @@ pub fn filesystem_status(fd: BorrowedFd<'_>) -> Result<FilesystemStatus> {
     let block_bytes = u64::try_from(stat.block_size()).unwrap_or(0);
     Ok(FilesystemStatus {
         total_bytes: stat.blocks().saturating_mul(block_bytes),
+        read_only: stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY),
         fsid: u64::from(high) << 32 | u64::from(low),
     })
 }

@@ -18,12 +18,14 @@ use tracing::{debug, warn};
 
 use crate::api::{self, WriteError};
 use crate::cluster::Mode;
-use crate::memory::api_backoff;
 use crate::names;
 use crate::store::Store;
 
-/// A watch call is renewed after this time: before the 350 s after which load balancers forget idle connections.
-pub const WATCH_SECONDS: u32 = 200;
+/// A watch call is renewed after this time, give or take: before the 350 s after which load balancers forget idle
+/// connections. Nodes that started together do not renew together.
+const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 200..=LONGEST_WATCH_SECONDS;
+/// The most that a watch call lasts; the library takes less than 295 s.
+pub const LONGEST_WATCH_SECONDS: u32 = 260;
 /// A failure this long after the last one is a new trouble, which begins with a short wait again. Longer than any wait
 /// and any request that times out.
 const CALM: Duration = Duration::from_secs(60);
@@ -59,7 +61,9 @@ impl Shared {
 }
 
 fn config() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
+    watcher::Config::default()
+        .timeout(fastrand::u32(WATCH_SECONDS))
+        .page_size(PAGE)
 }
 
 /// Runs a watch for ever: errors are waited out, and a stream whose start is refused with 410 is made anew (the library
@@ -100,7 +104,7 @@ where
                     } else {
                         debug!(watch = what, failures, error = %describe(&err), "watch failed again");
                     }
-                    tokio::time::sleep(api_backoff(failures)).await;
+                    tokio::time::sleep(api::wait(failures, api::asked_by_watch(&err))).await;
                     if is_gone(&err) {
                         break;
                     }
@@ -160,7 +164,8 @@ pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node
         while let Err(err) = list_unlabelled(&client, &shared, &node_name).await {
             failures += 1;
             warn!(error = %format!("{err:#}"), "cannot list the PersistentVolumes of the classic program; trying again");
-            tokio::time::sleep(api_backoff(failures)).await;
+            let asked = err.downcast_ref().and_then(api::asked_by);
+            tokio::time::sleep(api::wait(failures, asked)).await;
         }
     }
     shared.update(Store::former_listed);
@@ -262,7 +267,7 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static
                 if failures == 1 {
                     warn!(watch = "jobs", %error, "list of Jobs failed; it is tried again");
                 }
-                tokio::time::sleep(api_backoff(failures)).await;
+                tokio::time::sleep(api::wait(failures, error.asked())).await;
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
 use crate::failpoint;
-use crate::memory::{ClaimReading, ClaimState, ScrubState, scrub_backoff};
+use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, scrub_backoff};
 use crate::metrics::By;
 use crate::plan::{JobOrder, Notice, PvRef, ScrubOrder, Severity};
 use crate::reason::Held;
@@ -57,6 +57,13 @@ pub(super) enum Done {
         order: Box<ScrubOrder>,
         result: Result<Clean, ScrubError>,
         took: Duration,
+    },
+    /// There was no slot for it.
+    NotScrubbed {
+        /// Of its PV.
+        uid: String,
+        /// What was known of it before it was ordered.
+        before: Option<Scrub>,
     },
     Posted {
         notice: Notice,
@@ -124,6 +131,13 @@ impl Daemon {
                 }
             }
             Done::Scrubbed { order, result, took } => self.scrubbed(&order, result, took),
+            Done::NotScrubbed { uid, before } => {
+                self.running.remove(&uid);
+                match before {
+                    Some(before) => drop(self.memory.scrubs.insert(uid, before)),
+                    None => drop(self.memory.scrubs.remove(&uid)),
+                }
+            }
             Done::Posted { notice, event } => {
                 if let Some((name, count)) = event {
                     self.told.posted(notice, name, count);
@@ -240,7 +254,9 @@ impl Daemon {
             WriteError::Conflict | WriteError::Absent | WriteError::Exists => {
                 self.shared.update(|store| store.doubt(&pv.name))
             }
-            WriteError::Forbidden(_) | WriteError::Other(_) => self.failed(&pv.name, err, verb),
+            WriteError::Forbidden(_) | WriteError::Other(_) | WriteError::Busy { .. } => {
+                self.failed(&pv.name, err, verb)
+            }
         }
     }
 
@@ -251,6 +267,7 @@ impl Daemon {
             self.ask_mode();
         }
         let failures = self.memory.write_failed(name, err.to_string(), now);
+        self.memory.put_off(name, now + api::wait(failures, err.asked()));
         if failures == 1 {
             warn!(pv = name, error = %err, "cannot {verb} PersistentVolume; trying again");
         } else {
@@ -299,6 +316,7 @@ impl Daemon {
         failpoint::hit!("settle.scrubbed");
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.running.remove(uid);
+        self.scrubs_ended += 1;
         let mode = self
             .shared
             .store()

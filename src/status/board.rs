@@ -118,6 +118,11 @@ impl Board {
         inner.looked = Some(now);
     }
 
+    /// A look has shown the same as the one before, and it would be judged the same.
+    pub fn nothing_changed(&self) {
+        self.inner().looked = Some(Timestamp::now());
+    }
+
     /// Which scrubs run now, by the name of the PV.
     pub fn scrubs(&self, running: BTreeMap<String, Progress>) {
         self.inner().scrubs = running;
