@@ -141,6 +141,18 @@ pub enum State {
 }
 
 impl State {
+    /// All that [`State::word`] says.
+    pub const WORDS: [&str; 8] = [
+        "ignored",
+        "available",
+        "bound",
+        "released",
+        "scrubbing",
+        "held",
+        "unresponsive",
+        "vanished",
+    ];
+
     /// The state as one word: a metric label and a table cell.
     #[must_use]
     pub fn word(&self) -> &'static str {

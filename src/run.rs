@@ -28,7 +28,7 @@ use crate::failpoint;
 use crate::http::Health;
 use crate::lock::{LockError, Locks};
 use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::Scanner;
@@ -36,7 +36,7 @@ use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::status::{self, Board};
-use crate::wakes::{Directories, MountTables};
+use crate::wakes::{Cause, Directories, MountTables};
 use crate::watch::Shared;
 
 use settle::Done;
@@ -111,6 +111,7 @@ struct Daemon {
 pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
     let health = Arc::new(Health::default());
+    let client = metrics::measured(client, Arc::clone(&metrics));
     let server = serve(&settings, &health, &metrics).await?;
     let board = Arc::new(Board::new(&settings.node_name, Arc::clone(&health)));
     let page = status::page::serve(settings.status_address, Arc::clone(&board));
@@ -169,15 +170,22 @@ impl Daemon {
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
         let mut worked = true;
+        self.shared.wake.note(Cause::Start);
         loop {
-            self.health.pass(Some(std::time::Instant::now()));
+            self.shared
+                .wake
+                .take_causes()
+                .for_each(|cause| self.metrics.woken(cause));
+            let began = std::time::Instant::now();
+            self.health.pass(Some(began));
             due = self.pass().await?;
             self.health.pass(None);
+            self.metrics.pass_ended(began.elapsed());
             let safety = self.now() + self.settings.limits.discovery_period;
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
             let quiet = due.is_none() && self.tasks.is_empty();
             tokio::select! {
-                () = self.shared.wake.notified() => worked = true,
+                () = self.shared.wake.woken() => worked = true,
                 Some(done) = self.tasks.join_next() => {
                     worked = true;
                     self.settle_task(done)?;
@@ -187,8 +195,11 @@ impl Daemon {
                     self.jobs_refused(ended.context("the watch of Jobs failed")?);
                 }
                 // Once nothing has happened for a whole period.
-                () = tokio::time::sleep(wait) => if quiet && std::mem::take(&mut worked) {
-                    crate::sys::give_back_memory();
+                () = tokio::time::sleep(wait) => {
+                    self.shared.wake.note(Cause::Timer);
+                    if quiet && std::mem::take(&mut worked) {
+                        crate::sys::give_back_memory();
+                    }
                 },
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
@@ -199,7 +210,9 @@ impl Daemon {
     }
 
     fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
-        self.settle(done.context("a task of the daemon failed")?);
+        let done = done.context("a task of the daemon failed")?;
+        self.shared.wake.note(done.cause());
+        self.settle(done);
         Ok(())
     }
 
@@ -301,7 +314,8 @@ impl Daemon {
         };
         let plan = plan::plan(&inputs(&self.memory));
         self.memory.note_observed(&plan, observed, store.cluster(), now);
-        self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
+        self.metrics
+            .pass(&plan, config, store.cluster(), ownership, &self.memory);
         plan
     }
 
@@ -353,7 +367,7 @@ impl Daemon {
         self.board.configuration(&loaded, changed);
         if changed {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
-            self.shared.wake.notify_one(); // The directories may be others now.
+            self.shared.wake.wake(Cause::Configuration); // The directories may be others now.
             let before = self.config.take();
             self.jobs_configured(before.as_ref(), &loaded.config);
             self.config = Some(loaded.config);
