@@ -168,6 +168,16 @@ impl State {
         }
     }
 
+    /// Why, without what to do about it, for the states that have a reason.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Ignored(reason) => Some(reason.cause()),
+            Self::Held(reason) => Some(reason.cause()),
+            state => state.reason(),
+        }
+    }
+
     /// Why, for the states that have a reason.
     #[must_use]
     pub fn reason(&self) -> Option<String> {

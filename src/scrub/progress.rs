@@ -55,26 +55,26 @@ pub struct Snapshot {
 }
 
 impl std::fmt::Display for Snapshot {
-    /// Such as `35 % of 4096 MiB, 512 MiB/s, 5 s left`, or `1200 entries removed, 40000/s`.
+    /// Such as `35 % of 4096 MiB, 512 MiB/s, 5 s left`, or `1200 entries removed, 40000/s`. What is large is in GiB, and
+    /// what is long in hours.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const MIB: f64 = 1_048_576.0;
         #[allow(clippy::cast_precision_loss)]
         let (done, total) = (self.done as f64, self.total.map(|total| total as f64));
         match (self.unit, total) {
             (Unit::Bytes, Some(total)) => {
                 write!(
                     f,
-                    "{:.0} % of {:.0} MiB, {:.0} MiB/s",
+                    "{:.0} % of {}, {:.0} MiB/s",
                     100.0 * done / total,
-                    total / MIB,
+                    size(total),
                     self.per_second / MIB
                 )?;
             }
-            (Unit::Bytes, None) => write!(f, "{:.0} MiB, {:.0} MiB/s", done / MIB, self.per_second / MIB)?,
+            (Unit::Bytes, None) => write!(f, "{}, {:.0} MiB/s", size(done), self.per_second / MIB)?,
             (Unit::Entries, _) => write!(f, "{} entries removed, {:.0}/s", self.done, self.per_second)?,
         }
         if let Some(remaining) = self.remaining {
-            write!(f, ", {} s left", remaining.as_secs())?;
+            write!(f, ", {} left", span(remaining.as_secs()))?;
         }
         #[allow(clippy::cast_precision_loss)]
         match total {
@@ -83,6 +83,25 @@ impl std::fmt::Display for Snapshot {
             }
             _ => Ok(()),
         }
+    }
+}
+
+const MIB: f64 = 1_048_576.0;
+
+fn size(bytes: f64) -> String {
+    if bytes < 10_240.0 * MIB {
+        format!("{:.0} MiB", bytes / MIB)
+    } else {
+        format!("{:.0} GiB", bytes / MIB / 1024.0)
+    }
+}
+
+/// A time in seconds, rounded up to what matters of it.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
     }
 }
 
@@ -234,6 +253,16 @@ mod tests {
         assert_eq!(progress.snapshot_after(Duration::ZERO).remaining, None);
         let untouched = Progress::new(Unit::Entries, 10);
         assert_eq!(untouched.snapshot_after(Duration::from_secs(1)).remaining, None);
+    }
+
+    #[test]
+    fn large_sizes_and_long_times_are_in_large_units() {
+        let progress = Progress::new(Unit::Bytes, 4_000_000_000_000);
+        progress.add(1_000_000_000_000);
+        let snapshot = progress.snapshot_after(Duration::from_secs(2_000));
+        assert_eq!(snapshot.to_string(), "25 % of 3725 GiB, 477 MiB/s, 100 min left");
+        let snapshot = progress.snapshot_after(Duration::from_secs(20_000));
+        assert_eq!(snapshot.to_string(), "25 % of 3725 GiB, 48 MiB/s, 16 h 40 min left");
     }
 
     #[test]
