@@ -28,8 +28,10 @@ pub struct Memory {
     pub gone: BTreeMap<PathBuf, GonePv>,
     /// UIDs of PVs whose checkpoint, whatever it says, does not count: this process saw what may have come to the device.
     pub outworn: BTreeSet<String>,
-    /// Since when a PV's volume is missing, by the PV's UID.
+    /// Since when a PV's volume is missing or, if it is free, ailing, by the PV's UID.
     pub missing_since: BTreeMap<String, Duration>,
+    /// UIDs of PVs whose storage was ailing when it was last seen: when it is healthy again, that is told.
+    pub ailing: BTreeSet<String>,
     /// Since when a PV is seen as released, by its UID.
     pub released_since: BTreeMap<String, Duration>,
     /// Scrubs under way and ended, by the UID of the PV.
@@ -180,6 +182,7 @@ impl Memory {
         self.outworn.retain(|uid| alive.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
+        self.ailing.retain(|uid| alive.contains(uid.as_str()));
         self.released_since.retain(|uid, _| alive.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
@@ -224,7 +227,7 @@ impl Memory {
         now: Duration,
     ) {
         use crate::observed::Directory;
-        use crate::plan::State;
+        use crate::plan::{Health, State};
         // A directory that was read and does not have the name: a mount that is late shows as a plain directory.
         let absent = |path: &Path| {
             observed.directories.iter().any(|(key, directory)| {
@@ -240,6 +243,11 @@ impl Memory {
         let is_missing = |volume: &&crate::plan::Volume| match &volume.state {
             State::Vanished(_) => true,
             State::Held(Held::Kept) => absent(&volume.directory.host_dir.join(&volume.entry)),
+            State::Held(Held::ReadOnly | Held::Failing(_)) => volume
+                .pv
+                .as_ref()
+                .and_then(|name| cluster.pvs.get(name))
+                .is_some_and(|pv| pv.phase == Phase::Available && !pv.deleting),
             _ => false,
         };
         let missing: BTreeSet<&str> = plan
@@ -248,6 +256,16 @@ impl Memory {
             .filter(is_missing)
             .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
             .collect();
+        for volume in &plan.volumes {
+            let Some(pv) = volume.pv.as_ref().and_then(|name| cluster.pvs.get(name)) else {
+                continue;
+            };
+            match volume.health {
+                Health::Bad(_) => drop(self.ailing.insert(pv.uid.clone())),
+                Health::Good => drop(self.ailing.remove(&pv.uid)),
+                Health::Unknown => {}
+            }
+        }
         // A pod's mount that came up after a scrub may have written: the volume is scrubbed anew.
         let used_again = plan
             .volumes

@@ -11,6 +11,7 @@ use crate::cluster::{Cluster, Owner, Ownership};
 use crate::config::VolumeMode;
 use crate::memory::{Memory, ScrubState};
 use crate::plan::{Plan, State};
+use crate::reason::Ailment;
 use crate::scrub::progress::{Snapshot, Unit};
 
 /// Every metric of the node daemon.
@@ -30,6 +31,7 @@ pub struct Metrics {
     failed: IntGauge,
     volumes: IntGaugeVec,
     held: IntGaugeVec,
+    unhealthy: IntGaugeVec,
     scrub_done: IntGaugeVec,
     scrub_size: IntGaugeVec,
     problems: IntGauge,
@@ -128,6 +130,11 @@ impl Metrics {
                 &["storage_class", "state"],
             )?,
             held: gauges("volumes_held", "Held volumes by reason.", &["reason"])?,
+            unhealthy: gauges(
+                "volumes_unhealthy",
+                "Volumes whose storage does not do its service, by what is wrong with it.",
+                &["reason"],
+            )?,
             scrub_done: gauges(
                 "scrub_done",
                 "How much of a running scrub is done, in bytes or directory entries.",
@@ -228,7 +235,13 @@ impl Metrics {
         for gauges in [&self.volumes, &self.held, &self.scrub_done, &self.scrub_size] {
             gauges.reset();
         }
+        for ailment in Ailment::ALL {
+            self.unhealthy.with_label_values(&[ailment.slug()]).set(0);
+        }
         for volume in &plan.volumes {
+            if let Some(ailment) = volume.health.ailment() {
+                self.unhealthy.with_label_values(&[ailment.slug()]).inc();
+            }
             self.volumes
                 .with_label_values(&[volume.directory.class.as_str(), volume.state.word()])
                 .inc();
@@ -344,6 +357,7 @@ mod tests {
             capacity: None,
             id: None,
             warning: None,
+            health: crate::plan::Health::Bad(Ailment::Failing),
         };
         let ownership = Ownership {
             node_name: "node1".into(),
@@ -363,6 +377,8 @@ mod tests {
         for line in [
             "local_volume_provisioner_scrub_done{persistentvolume=\"pv1\",unit=\"bytes\"} 40\n",
             "local_volume_provisioner_scrub_size{persistentvolume=\"pv1\",unit=\"bytes\"} 100\n",
+            "local_volume_provisioner_volumes_unhealthy{reason=\"failing\"} 1\n",
+            "local_volume_provisioner_volumes_unhealthy{reason=\"read-only\"} 0\n",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -32,8 +32,6 @@ pub enum Ignored {
     FilesystemInBlockClass,
     /// The source directory of the mount was deleted.
     SourceDeleted,
-    /// Mounted or set read-only.
-    ReadOnly,
     /// In use by something else: mounted, held, swap.
     InUse(String),
     /// Member of an LVM, ZFS or RAID set.
@@ -63,7 +61,6 @@ impl Ignored {
             Self::NamePattern(_) => "name-pattern",
             Self::FilesystemInBlockClass => "filesystem-in-block-class",
             Self::SourceDeleted => "source-deleted",
-            Self::ReadOnly => "read-only",
             Self::InUse(_) => "in-use",
             Self::MemberOf(_) => "member-of",
             Self::Duplicate(_) => "duplicate",
@@ -97,7 +94,6 @@ impl fmt::Display for Ignored {
                 "a mounted filesystem in a class with volumeMode Block, which takes block devices only"
             ),
             Self::SourceDeleted => write!(f, "the directory behind this mount was deleted; unmount it"),
-            Self::ReadOnly => write!(f, "read-only"),
             Self::InUse(by) => write!(f, "in use: {by}"),
             Self::MemberOf(set) => write!(
                 f,
@@ -128,8 +124,10 @@ pub enum Held {
     NestedMounts(Vec<String>),
     /// In use by a pod's mount, or by something else on the node.
     InUse(String),
-    /// Read-only: it cannot be scrubbed.
+    /// Read-only: it can neither be used nor scrubbed.
     ReadOnly,
+    /// Its filesystem or its disk has errors, which are named.
+    Failing(String),
     /// The class of the PV is neither configured nor noted on the PV.
     ClassNotConfigured,
     /// The StorageClass object does not exist.
@@ -202,6 +200,7 @@ impl Held {
             Self::NestedMounts(_) => "nested-mounts",
             Self::InUse(_) => "in-use",
             Self::ReadOnly => "read-only",
+            Self::Failing(_) => "failing",
             Self::ClassNotConfigured => "class-not-configured",
             Self::StorageClassMissing => "storage-class-missing",
             Self::UnsupportedPolicy(_) => "unsupported-policy",
@@ -242,8 +241,9 @@ impl fmt::Display for Held {
             Self::InUse(by) => write!(f, "still in use: {by}"),
             Self::ReadOnly => write!(
                 f,
-                "read-only, so it cannot be scrubbed; make it writable, and look for I/O errors (dmesg)"
+                "read-only, so it can neither be used nor scrubbed; make it writable, and look for I/O errors (dmesg)"
             ),
+            Self::Failing(what) => write!(f, "its storage fails: {what}"),
             Self::ClassNotConfigured => write!(
                 f,
                 "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"
@@ -311,6 +311,36 @@ impl fmt::Display for Held {
                 "quarantined, because its scrub failed {failures} times: {error}; mend the cause and have it tried again with the annotation local-volume-provisioner/resolve=retry"
             ),
             Self::NotPermitted(what) => write!(f, "not permitted: {what}"),
+        }
+    }
+}
+
+/// What is wrong with the storage of a volume, whatever state the volume is in: the label `reason` of the metric
+/// `volumes_unhealthy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ailment {
+    /// What was published is not there.
+    Vanished,
+    /// A system call on it hangs.
+    Unresponsive,
+    /// It is read-only.
+    ReadOnly,
+    /// It has errors.
+    Failing,
+}
+
+impl Ailment {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vanished, Self::Unresponsive, Self::ReadOnly, Self::Failing];
+
+    /// The ailment as a metric label.
+    #[must_use]
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Vanished => "vanished",
+            Self::Unresponsive => "unresponsive",
+            Self::ReadOnly => "read-only",
+            Self::Failing => "failing",
         }
     }
 }

@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Mode, Node, Owner, Ownership, Pv};
 use crate::config::{self, Config, Problem};
-use crate::events::Told;
+use crate::events::{Outbox, Told};
 use crate::failpoint;
 use crate::http::Health;
 use crate::lock::{LockError, Locks};
@@ -90,6 +90,7 @@ struct Daemon {
     broken_classes: BTreeSet<String>,
     memory: Memory,
     told: Told,
+    outbox: Outbox,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
     /// The running scrubs, by the UID of the PV.

@@ -10,6 +10,7 @@ use crate::names;
 use crate::observed::{Directory, DirectoryKey, EntryKind, HostView};
 use crate::reason::Held;
 
+use super::condition::defect;
 use super::storage::{Match, not_a_volume, seen_id};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
@@ -105,6 +106,9 @@ impl Planner<'_> {
             return State::Released;
         }
         let bound = pv.phase == Phase::Bound;
+        if bound {
+            self.condition(pv, sight);
+        }
         if bound || pv.is_protected() {
             return if bound { State::Bound } else { State::Released };
         }
@@ -441,8 +445,10 @@ impl Planner<'_> {
         if let Some(job) = self.i.cluster.jobs.at_work(&pv.name) {
             return Err(Held::JobRunning(job.to_owned()));
         }
-        if let Sight::Unseen(held) = sight {
-            return Err(held.clone());
+        match sight {
+            Sight::Unseen(held) => return Err(held.clone()),
+            Sight::Failing(what) => return Err(Held::Failing((*what).to_owned())),
+            _ => {}
         }
         if let Some(what) = not_a_volume(sight, pv.mode) {
             return Err(Held::NotMounted(what));
@@ -453,7 +459,13 @@ impl Planner<'_> {
         if let Some(user) = self.pod_mount(&pv.name, &entry.kind) {
             return Err(Held::InUse(user));
         }
-        match self.matches(pv, &entry.kind) {
+        let found = self.matches(pv, &entry.kind);
+        if !matches!(found, Match::Wrong { .. })
+            && let Some(held) = defect(&entry.kind)
+        {
+            return Err(held);
+        }
+        match found {
             // What is there now is new, but the claim may have been used since: it is scrubbed like any other.
             Match::LostWithReboot => {}
             Match::Wrong { expected, found } => return Err(Held::WrongStorage { expected, found }),
@@ -462,9 +474,6 @@ impl Planner<'_> {
         }
         match &entry.kind {
             EntryKind::Mount(mount) => {
-                if mount.read_only {
-                    return Err(Held::ReadOnly);
-                }
                 if !mount.nested.is_empty() {
                     return Err(Held::NestedMounts(
                         mount.nested.iter().map(|point| point.display().to_string()).collect(),
@@ -473,7 +482,6 @@ impl Planner<'_> {
                 self.rested(pv)?;
                 Ok(Medium::Filesystem)
             }
-            EntryKind::Device(device) if device.read_only => Err(Held::ReadOnly),
             _ => Ok(Medium::Device),
         }
     }

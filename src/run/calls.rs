@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
 use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, Mode};
-use crate::events;
+use crate::events::Letter;
 use crate::failpoint;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
@@ -212,26 +212,32 @@ impl Daemon {
 
     /// Posts what is new among the plan's notices.
     pub(super) fn tell(&mut self, plan: &Plan, ownership: &Ownership) {
-        let news = self.told.news(&plan.events);
-        self.post(news, ownership);
+        let (news, first) = self.told.news(&plan.events);
+        for notice in news {
+            if !self.post(notice.clone(), ownership, first) {
+                self.told.untold(&notice);
+            }
+        }
     }
 
-    pub(super) fn post(&mut self, news: Vec<Notice>, ownership: &Ownership) {
-        for notice in news {
+    /// Says a notice everywhere. False if there is no room for its event now.
+    pub(super) fn post(&mut self, notice: Notice, ownership: &Ownership, may_be_told: bool) -> bool {
+        let letter = Letter {
+            notice: notice.clone(),
+            source: ownership.provisioned_by(),
+            host: self.settings.node_name.clone(),
+            may_be_told,
+        };
+        if !self.outbox.put(letter) {
+            return false;
+        }
+        // What is told to a claim is told of its PV, too.
+        if notice.claim.is_none() {
             self.board.told(&notice);
             if notice.severity == Severity::Warning {
                 warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
             }
-            let earlier = self.told.earlier(&notice);
-            let (client, source, host) = (
-                self.client.clone(),
-                ownership.provisioned_by(),
-                self.settings.node_name.clone(),
-            );
-            self.tasks.spawn(async move {
-                let event = events::post(&client, &source, &host, &notice, earlier).await;
-                Done::Posted { notice, event }
-            });
         }
+        true
     }
 }

@@ -58,10 +58,6 @@ pub(super) enum Done {
         result: Result<Clean, ScrubError>,
         took: Duration,
     },
-    Posted {
-        notice: Notice,
-        event: Option<(String, i32)>,
-    },
     Mode(Result<Mode, WriteError>),
     JobPermission(Result<Option<&'static str>, WriteError>),
     ReadJob {
@@ -124,11 +120,6 @@ impl Daemon {
                 }
             }
             Done::Scrubbed { order, result, took } => self.scrubbed(&order, result, took),
-            Done::Posted { notice, event } => {
-                if let Some((name, count)) = event {
-                    self.told.posted(notice, name, count);
-                }
-            }
             Done::Mode(result) => self.take_mode(result),
             Done::JobPermission(result) => self.job_permission(result),
             Done::ReadJob { name, uid, result } => self.job_read(&name, &uid, result),
@@ -221,12 +212,13 @@ impl Daemon {
         let notice = Notice {
             pv: pv.name.clone(),
             uid: pv.uid.clone(),
+            claim: None,
             severity: Severity::Warning,
             reason: "VolumeFailedDelete",
             message,
         };
-        if self.told.earlier(&notice).is_none() {
-            self.post(vec![notice], &ownership);
+        if self.told.first_time(&notice) {
+            self.post(notice, &ownership, false);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Arc, BTreeSet, Board, Client, Daemon, Directories, Duration, Eyes, Health, Instant, JoinSet, Locks, Memory,
-    Metrics, Mode, Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
+    Metrics, Mode, Outbox, Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
 use k8s_openapi::api::core::v1::Node;
@@ -35,6 +35,10 @@ pub(super) fn daemon(
     let mount_tables = MountTables::watch(&tables, Arc::clone(&shared.wake))
         .inspect_err(|error| warn!(%error, "mount tables cannot be watched; changes are found by the safety timer"))
         .ok();
+    let (outbox, delivery) = Outbox::new(client.clone());
+    // It ends with the daemon, and not before, as a watch does.
+    let mut watches = JoinSet::new();
+    watches.spawn(delivery);
     Daemon {
         settings,
         client,
@@ -46,7 +50,7 @@ pub(super) fn daemon(
         _mount_tables: mount_tables,
         eyes: Some(eyes),
         mode: Mode::Classic,
-        watches: JoinSet::new(),
+        watches,
         pv_watches: JoinSet::new(),
         watched_pvs: None,
         unwatched_read: Instant::now(),
@@ -59,6 +63,7 @@ pub(super) fn daemon(
         broken_classes: BTreeSet::new(),
         memory: Memory::default(),
         told: Told::default(),
+        outbox,
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
         running: std::collections::BTreeMap::new(),

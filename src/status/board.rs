@@ -199,6 +199,7 @@ impl Inner {
             slug: slug(&row.state).map(str::to_owned),
             advice: advice(&row.state).map(str::to_owned),
             warning: row.warning.clone(),
+            unhealthy: row.health.ailment().map(|ailment| ailment.slug().to_owned()),
             attention: out || row.warning.is_some(),
             pv: row.pv.clone(),
             published: row.published,

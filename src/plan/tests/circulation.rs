@@ -58,16 +58,13 @@ fn the_capacity_of_a_bound_pv_is_only_told() {
 
 #[test]
 fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
-    let missing: [(&str, Happens); 11] = [
+    let missing: [(&str, Happens); 10] = [
         ("no entry", |_| {}),
         ("unmounted", |w| done(w.entry("vol", EntryKind::PlainDirectory))),
         ("source deleted", |w| {
             done(w.entry("vol", mount_with("a", |m| m.deleted = true)))
         }),
         ("a file", |w| done(w.entry("vol", EntryKind::File))),
-        ("read-only", |w| {
-            done(w.entry("vol", mount_with("a", |m| m.read_only = true)))
-        }),
         ("no directory", |w| {
             w.observed.directories.insert(key("fast"), Directory::Missing);
         }),
@@ -88,7 +85,7 @@ fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
             w.config.classes.remove("fast");
             w.pv(available("vol", "a").without(names::CLASS_DIRECTORY));
         }),
-        ("hangs no more", |w| done(w.entry("vol", EntryKind::DanglingSymlink))),
+        ("dangling", |w| done(w.entry("vol", EntryKind::DanglingSymlink))),
     ];
     for (what, happens) in missing {
         for mut w in both_modes() {
