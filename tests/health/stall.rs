@@ -1,0 +1,1 @@
+//! A scrub that hangs.
