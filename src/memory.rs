@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{ClaimRef, CleaningJob, Cluster, JobProgress, Jobs, Owner, Ownership, Phase, Pv, Use};
-use crate::reason::Held;
+use crate::reason::{Ailment, Held};
 
 /// What ended this long ago needs no note any more: no watch is that late.
 const FORGET: Duration = Duration::from_secs(600);
@@ -261,8 +261,8 @@ impl Memory {
                 continue;
             };
             match volume.health {
+                Health::Good | Health::Bad(Ailment::CapacityChanged) => drop(self.ailing.remove(&pv.uid)),
                 Health::Bad(_) => drop(self.ailing.insert(pv.uid.clone())),
-                Health::Good => drop(self.ailing.remove(&pv.uid)),
                 Health::Unknown => {}
             }
         }

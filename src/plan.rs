@@ -417,8 +417,12 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             inputs
                 .memory
                 .scrubs
-                .values()
-                .filter(|scrub| matches!(scrub.state, ScrubState::Running))
+                .iter()
+                // One that hangs does not keep others waiting.
+                .filter(|(uid, scrub)| {
+                    let progress = inputs.progress.get(*uid);
+                    matches!(scrub.state, ScrubState::Running) && progress.is_none_or(|now| now.stalled.is_none())
+                })
                 .count(),
         ),
         occupied: BTreeMap::new(),

@@ -327,11 +327,19 @@ pub enum Ailment {
     ReadOnly,
     /// It has errors.
     Failing,
+    /// It is bound, and its size is not the one that was published.
+    CapacityChanged,
 }
 
 impl Ailment {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Vanished, Self::Unresponsive, Self::ReadOnly, Self::Failing];
+    pub const ALL: [Self; 5] = [
+        Self::Vanished,
+        Self::Unresponsive,
+        Self::ReadOnly,
+        Self::Failing,
+        Self::CapacityChanged,
+    ];
 
     /// The ailment as a metric label.
     #[must_use]
@@ -341,6 +349,7 @@ impl Ailment {
             Self::Unresponsive => "unresponsive",
             Self::ReadOnly => "read-only",
             Self::Failing => "failing",
+            Self::CapacityChanged => "capacity-changed",
         }
     }
 }

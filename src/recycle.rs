@@ -148,6 +148,7 @@ impl Scrubber {
                     volume: &path,
                     stall_timeout: self.limits.stall_timeout,
                 };
+                self.progress.leave_to_others();
                 failpoint::hit!("scrub.command.before");
                 command::run(&invocation, &self.cancel)?;
                 failpoint::hit!("scrub.command.after");

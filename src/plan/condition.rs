@@ -8,7 +8,8 @@ use crate::config::VolumeMode;
 use crate::observed::EntryKind;
 use crate::reason::{Ailment, Held};
 
-use super::storage::not_a_volume;
+use super::storage::{Match, not_a_volume};
+use super::volume::other_capacity;
 use super::{Health, Notice, Planner, Severity, Sight, State};
 
 /// What an entry shows that keeps it from being used or scrubbed. Errors come first: a filesystem often becomes read-only
@@ -70,17 +71,6 @@ impl Condition {
 }
 
 impl Health {
-    /// Of a volume with a PV.
-    pub(super) fn of_published(sight: &Sight<'_>, mode: VolumeMode, state: &State) -> Self {
-        match (state, sight) {
-            // A scrub may hang where a look does not.
-            (State::Unresponsive(_), _) => Self::Bad(Ailment::Unresponsive),
-            // It is to be taken out of the directory.
-            (State::Held(Held::Kept), _) | (_, Sight::Unseen(_)) => Self::Unknown,
-            _ => Condition::of(sight, mode).map_or(Self::Good, |condition| Self::Bad(condition.ailment())),
-        }
-    }
-
     /// Of an entry without a PV.
     pub(super) fn of_unpublished(state: &State) -> Self {
         match state {
@@ -93,6 +83,29 @@ impl Health {
 }
 
 impl Planner<'_> {
+    /// The health of a volume with a PV.
+    pub(super) fn health(&self, pv: &Pv, sight: &Sight<'_>, state: &State) -> Health {
+        match (state, sight) {
+            // A scrub may hang where a look does not.
+            (State::Unresponsive(_), _) => return Health::Bad(Ailment::Unresponsive),
+            // It is to be taken out of the directory.
+            (State::Held(Held::Kept), _) | (_, Sight::Unseen(_)) => return Health::Unknown,
+            _ => {}
+        }
+        if let Some(condition) = Condition::of(sight, pv.mode) {
+            return Health::Bad(condition.ailment());
+        }
+        match (state, sight) {
+            (State::Bound, Sight::Entry(entry))
+                if other_capacity(pv, &entry.kind).is_some()
+                    && matches!(self.matches(pv, &entry.kind), Match::Right) =>
+            {
+                Health::Bad(Ailment::CapacityChanged)
+            }
+            _ => Health::Good,
+        }
+    }
+
     /// A free PV whose storage has a defect: withdrawn after the grace period, unless it holds somebody's data.
     pub(super) fn ailing(
         &mut self,

@@ -338,7 +338,11 @@ impl Planner<'_> {
                 if let Some(held) = last_hold.clone() {
                     self.hold_notice(pv, &held); // It stands until this try has ended well.
                 }
-                return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
+                let progress = self.i.progress.get(&pv.uid).cloned();
+                return match progress.as_ref().and_then(|now| now.stalled) {
+                    None => State::Scrubbing(progress),
+                    Some(timeout) => self.stalled_scrub(pv, timeout),
+                };
             }
             Some(Scrub {
                 state: ScrubState::Clean { at, settled, .. },
@@ -385,6 +389,21 @@ impl Planner<'_> {
             Err(held) => State::Held(held),
             Ok(medium) => self.order(pv, key, sight, medium),
         }
+    }
+
+    /// A scrub that hangs: it goes on, or ends, when its system call returns. Another of the same volume never starts
+    /// beside it.
+    fn stalled_scrub(&mut self, pv: &Pv, timeout: Duration) -> State {
+        let what = format!(
+            "its scrub has done nothing for {} s (--stall-timeout): a system call on it hangs",
+            timeout.as_secs_f64()
+        );
+        let message = format!(
+            "Error cleaning PV {:?}: {what}; look at the disk and its cable (dmesg)",
+            pv.name
+        );
+        self.notice(pv, Severity::Warning, "VolumeFailedDelete", message);
+        State::Unresponsive(what)
     }
 
     /// `resolve=retry` ends a quarantine: the word is taken back where that is permitted, and the failures are counted

@@ -8,7 +8,7 @@ use crate::reason::Held;
 use super::condition::{Condition, defect};
 use super::entry::{facts_capacity, facts_id};
 use super::storage::{Match, not_a_volume};
-use super::{Action, Health, Occupant, Planner, PvRef, Severity, Sight, State, Volume};
+use super::{Action, Occupant, Planner, PvRef, Severity, Sight, State, Volume};
 
 impl Planner<'_> {
     /// Judges one own PV.
@@ -125,7 +125,7 @@ impl Planner<'_> {
             host_dir: pv.host_dir().unwrap_or(std::path::Path::new("/")).to_owned(),
             mount_dir: std::path::PathBuf::new(),
         });
-        let health = Health::of_published(sight, pv.mode, &state);
+        let health = self.health(pv, sight, &state);
         self.plan.volumes.push(Volume {
             directory,
             entry: pv.entry().unwrap_or_default().to_owned(),
@@ -197,9 +197,7 @@ impl Planner<'_> {
     /// Keeps what is written on a free PV true: capacity, label, marks.
     fn follow(&mut self, pv: &Pv, usage: Use, entry: &crate::observed::Entry) {
         let mut patch = self.upkeep(pv, Some(&entry.kind), usage);
-        if let Some(now) = facts_capacity(&entry.kind).filter(|now| *now != "0" && usage == Use::Unused)
-            && capacity::parse(&now) != capacity::parse(&pv.capacity)
-        {
+        if let Some(now) = other_capacity(pv, &entry.kind).filter(|now| *now != "0" && usage == Use::Unused) {
             match self.i.mode {
                 crate::cluster::Mode::Patch => patch.capacity = Some(now),
                 crate::cluster::Mode::Classic => {
@@ -316,10 +314,7 @@ impl Planner<'_> {
     }
 
     fn capacity_warning(&mut self, pv: &Pv, kind: &EntryKind) -> Option<String> {
-        let now = facts_capacity(kind)?;
-        if capacity::parse(&now) == capacity::parse(&pv.capacity) {
-            return None;
-        }
+        let now = other_capacity(pv, kind)?;
         let message = format!("its capacity is {now} now, and {} was published", pv.capacity);
         self.notice(pv, Severity::Warning, "CapacityChanged", message.clone());
         Some(message)
@@ -346,6 +341,11 @@ impl Planner<'_> {
             format!("Error cleaning PV {:?}: {held}", pv.name),
         );
     }
+}
+
+/// The capacity of what is there now, if it is not what was published.
+pub(super) fn other_capacity(pv: &Pv, kind: &EntryKind) -> Option<String> {
+    facts_capacity(kind).filter(|now| capacity::parse(now) != capacity::parse(&pv.capacity))
 }
 
 /// Whether the operator accepts the storage that is at the path now.

@@ -156,7 +156,8 @@ impl Daemon {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
-        let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
+        let progress = Progress::with_stall_timeout(unit, self.settings.scrub.stall_timeout);
+        let cancel = Cancel::new();
         let scrub = Scrub {
             claim_uid: order.claim_uid.clone(),
             failures,

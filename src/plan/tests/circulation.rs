@@ -6,6 +6,8 @@ use crate::config::VolumeMode;
 use crate::name_pattern::NamePattern;
 use crate::names;
 use crate::observed::{Directory, EntryKind};
+use crate::plan::Health;
+use crate::reason::Ailment;
 
 #[test]
 fn a_free_pv_of_an_unchanged_volume_is_left_alone() {
@@ -53,6 +55,13 @@ fn the_capacity_of_a_bound_pv_is_only_told() {
         w.pv(available("vol", "a").bound())
             .entry("vol", mount_with("a", |m| m.capacity_bytes = 6 << 30));
         w.expect(&[], &["vol bound"], &["pv-vol CapacityChanged"]);
+        let health = Health::Bad(Ailment::CapacityChanged);
+        assert_eq!(w.plan().volumes[0].health, health);
+        // It is as it should be again: there is nothing to tell of its condition.
+        let plan = w.plan();
+        w.memory.note_observed(&plan, &w.observed, &w.cluster, w.now);
+        w.entry("vol", mount("a"));
+        w.expect(&[], &["vol bound"], &[]);
     }
 }
 
