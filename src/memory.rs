@@ -148,7 +148,7 @@ pub enum ScrubState {
     },
 }
 
-/// Retries of a scrub: after 1 s, doubling to 5 min.
+/// Retries of a scrub, and of what is not permitted: after 1 s, doubling to 5 min.
 #[must_use]
 pub fn scrub_backoff(failures: u32) -> Duration {
     doubling(Duration::from_secs(1), Duration::from_secs(300), failures)
@@ -162,6 +162,12 @@ pub fn api_backoff(failures: u32) -> Duration {
 
 fn doubling(first: Duration, most: Duration, failures: u32) -> Duration {
     first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(most)
+}
+
+/// The key in [`Memory::retries`] of the deletion of a PV's cleaning Job.
+#[must_use]
+pub fn job_deletion(pv_name: &str) -> String {
+    format!("the cleaning Job of {pv_name}")
 }
 
 impl Memory {
@@ -305,6 +311,12 @@ impl Memory {
 
     /// A scrub, or the Job that does it, met a hold: that is no failure, and it is tried again after a pause.
     pub fn hold_back(&mut self, uid: &str, claim_uid: Option<&str>, held: Held, now: Duration) {
+        let before = self.scrubs.get(uid).map_or(0, |scrub| scrub.held_back);
+        self.hold_back_until(uid, claim_uid, held, now + api_backoff(before + 1));
+    }
+
+    /// As [`hold_back`](Self::hold_back), and it is tried again then.
+    pub fn hold_back_until(&mut self, uid: &str, claim_uid: Option<&str>, held: Held, due: Duration) {
         let scrub = self.scrubs.entry(uid.to_owned()).or_insert_with(|| Scrub {
             claim_uid: claim_uid.map(str::to_owned),
             failures: 0,
@@ -314,10 +326,7 @@ impl Memory {
         });
         scrub.held_back += 1;
         scrub.last_hold = Some(held.clone());
-        scrub.state = ScrubState::HeldBack {
-            due: now + api_backoff(scrub.held_back),
-            held,
-        };
+        scrub.state = ScrubState::HeldBack { due, held };
     }
 
     fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {
@@ -354,6 +363,16 @@ impl Memory {
             },
         );
         failures
+    }
+
+    /// The deletion of a PV's cleaning Job is not permitted: when it is due again, which is later each time. It keeps
+    /// nothing else that is done for the PV waiting.
+    pub fn job_deletion_refused(&mut self, pv_name: &str, error: String, now: Duration) -> Duration {
+        let key = job_deletion(pv_name);
+        let failures = self.retries.get(&key).map_or(0, |retry| retry.failures) + 1;
+        let due = now + scrub_backoff(failures);
+        self.retries.insert(key, Retry { failures, due, error });
+        due
     }
 
     /// When the next call that failed is due again. One whose time has come was begun by this pass, or is not wanted any
