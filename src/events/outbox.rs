@@ -29,7 +29,6 @@ pub struct Outbox(mpsc::Sender<Letter>);
 
 impl Outbox {
     /// An outbox, and what empties it as long as it lives.
-    #[must_use]
     pub fn new(client: Client) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self(sender), deliver(client, receiver))

@@ -114,7 +114,7 @@ fn nothing_but_a_free_unused_pv_is_ever_withdrawn_for_a_defect() {
 #[test]
 fn other_storage_is_withdrawn_at_once_whatever_its_condition() {
     for (_, kind) in defects().into_iter().take(3) {
-        let mut w = world_with(available("vol", "b"), kind);
+        let w = world_with(available("vol", "b"), kind);
         w.expect(&["delete pv-vol"], &["vol held wrong-storage"], &[]);
     }
 }
