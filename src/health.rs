@@ -46,6 +46,9 @@ pub fn filesystem(sysfs: &Path, mount: &Mount, uuid: Option<&str>) -> Option<Str
 /// its reset has failed (drivers/nvme/host/sysfs.c). Other states pass by themselves.
 #[must_use]
 pub fn device(sysfs: &Path, rdev: u64) -> Option<String> {
+    if major(rdev) == 0 {
+        return None; // Of a filesystem without a device of its own: tmpfs, btrfs.
+    }
     let dir = device_dir(sysfs, rdev);
     // A partition's disk is the directory above it; the kernel takes the `..` after the symlink.
     let state = read(&dir.join("device/state")).or_else(|| read(&dir.join("../device/state")))?;
