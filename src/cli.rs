@@ -161,7 +161,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    crate::sys::one_malloc_arena();
+    crate::sys::memory::one_malloc_arena();
     log_to_stderr(args.v, args.log_format);
     let settings = settings(args)?;
     let runtime = runtime()?;

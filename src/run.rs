@@ -36,6 +36,7 @@ use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::status::{self, Board};
+use crate::sys;
 use crate::wakes::{Directories, MountTables};
 use crate::watch::Shared;
 
@@ -169,28 +170,25 @@ impl Daemon {
         self.connect().await;
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
-        let mut worked = true;
+        let mut by_timer = false;
         loop {
             self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
             let safety = self.now() + self.settings.limits.discovery_period;
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
-            let quiet = due.is_none() && self.tasks.is_empty();
+            // When a whole period has passed and there was nothing to do after it.
+            if std::mem::take(&mut by_timer) && due.is_none() && self.tasks.is_empty() {
+                sys::memory::give_back();
+            }
             tokio::select! {
-                () = self.shared.wake.notified() => worked = true,
-                Some(done) = self.tasks.join_next() => {
-                    worked = true;
-                    self.settle_task(done)?;
-                }
+                () = self.shared.wake.notified() => {}
+                Some(done) = self.tasks.join_next() => self.settle_task(done)?,
                 Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
                 Some(ended) = self.jobs.watch.join_next() => {
                     self.jobs_refused(ended.context("the watch of Jobs failed")?);
                 }
-                // Once nothing has happened for a whole period.
-                () = tokio::time::sleep(wait) => if quiet && std::mem::take(&mut worked) {
-                    crate::sys::give_back_memory();
-                },
+                () = tokio::time::sleep(wait) => by_timer = true,
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
             while let Some(done) = self.tasks.try_join_next() {
