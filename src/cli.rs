@@ -86,7 +86,8 @@ struct RunArgs {
     /// Wipe no more bytes per second of one device, such as 100Mi [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = crate::scrub::limits::parse_bandwidth)]
     scrub_bandwidth: Option<NonZeroU64>,
-    /// Kill a blockCleanerCommand that neither writes anything nor ends for this long
+    /// Kill a blockCleanerCommand that neither writes anything nor ends for this long, and take any other scrub that gets
+    /// nothing done for a hanging one
     #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = duration)]
     stall_timeout: Duration,
     /// Take a disk for unresponsive when a system call on it takes this long

@@ -271,7 +271,7 @@ pub enum Phase {
 }
 
 /// `spec.claimRef` of a PV.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClaimRef {
     /// Namespace of the claim.
     pub namespace: String,

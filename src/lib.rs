@@ -12,6 +12,7 @@ pub mod config;
 pub mod devices;
 pub mod events;
 pub mod failpoint;
+pub mod health;
 pub mod http;
 pub mod identity;
 pub mod job;

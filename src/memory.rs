@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{ClaimRef, CleaningJob, Cluster, JobProgress, Jobs, Owner, Ownership, Phase, Pv, Use};
-use crate::reason::Held;
+use crate::reason::{Ailment, Held};
 
 /// What ended this long ago needs no note any more: no watch is that late.
 const FORGET: Duration = Duration::from_secs(600);
@@ -28,8 +28,10 @@ pub struct Memory {
     pub gone: BTreeMap<PathBuf, GonePv>,
     /// UIDs of PVs whose checkpoint, whatever it says, does not count: this process saw what may have come to the device.
     pub outworn: BTreeSet<String>,
-    /// Since when a PV's volume is missing, by the PV's UID.
+    /// Since when a PV's volume is missing or, if it is free, ailing, by the PV's UID.
     pub missing_since: BTreeMap<String, Duration>,
+    /// UIDs of PVs whose storage was ailing when it was last seen: when it is healthy again, that is told.
+    pub ailing: BTreeSet<String>,
     /// Since when a PV is seen as released, by its UID.
     pub released_since: BTreeMap<String, Duration>,
     /// Scrubs under way and ended, by the UID of the PV.
@@ -146,7 +148,7 @@ pub enum ScrubState {
     },
 }
 
-/// Retries of a scrub: after 1 s, doubling to 5 min.
+/// Retries of a scrub, and of what is not permitted: after 1 s, doubling to 5 min.
 #[must_use]
 pub fn scrub_backoff(failures: u32) -> Duration {
     doubling(Duration::from_secs(1), Duration::from_secs(300), failures)
@@ -160,6 +162,12 @@ pub fn api_backoff(failures: u32) -> Duration {
 
 fn doubling(first: Duration, most: Duration, failures: u32) -> Duration {
     first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(most)
+}
+
+/// The key in [`Memory::retries`] of the deletion of a PV's cleaning Job.
+#[must_use]
+pub fn job_deletion(pv_name: &str) -> String {
+    format!("the cleaning Job of {pv_name}")
 }
 
 impl Memory {
@@ -180,6 +188,7 @@ impl Memory {
         self.outworn.retain(|uid| alive.contains(uid.as_str()));
         let gone: BTreeSet<&str> = self.gone.values().map(|gone| gone.pv.uid.as_str()).collect();
         self.missing_since.retain(|uid, _| alive.contains(uid.as_str()));
+        self.ailing.retain(|uid| alive.contains(uid.as_str()));
         self.released_since.retain(|uid, _| alive.contains(uid.as_str()));
         self.scrubs.retain(|uid, scrub| {
             matches!(scrub.state, ScrubState::Running) || alive.contains(uid.as_str()) || gone.contains(uid.as_str())
@@ -224,7 +233,7 @@ impl Memory {
         now: Duration,
     ) {
         use crate::observed::Directory;
-        use crate::plan::State;
+        use crate::plan::{Health, State};
         // A directory that was read and does not have the name: a mount that is late shows as a plain directory.
         let absent = |path: &Path| {
             observed.directories.iter().any(|(key, directory)| {
@@ -240,6 +249,11 @@ impl Memory {
         let is_missing = |volume: &&crate::plan::Volume| match &volume.state {
             State::Vanished(_) => true,
             State::Held(Held::Kept) => absent(&volume.directory.host_dir.join(&volume.entry)),
+            State::Held(Held::ReadOnly | Held::Failing(_)) => volume
+                .pv
+                .as_ref()
+                .and_then(|name| cluster.pvs.get(name))
+                .is_some_and(|pv| pv.phase == Phase::Available && !pv.deleting),
             _ => false,
         };
         let missing: BTreeSet<&str> = plan
@@ -248,6 +262,16 @@ impl Memory {
             .filter(is_missing)
             .filter_map(|volume| Some(cluster.pvs.get(volume.pv.as_deref()?)?.uid.as_str()))
             .collect();
+        for volume in &plan.volumes {
+            let Some(pv) = volume.pv.as_ref().and_then(|name| cluster.pvs.get(name)) else {
+                continue;
+            };
+            match volume.health {
+                Health::Good | Health::Bad(Ailment::CapacityChanged) => drop(self.ailing.remove(&pv.uid)),
+                Health::Bad(_) => drop(self.ailing.insert(pv.uid.clone())),
+                Health::Unknown => {}
+            }
+        }
         // A pod's mount that came up after a scrub may have written: the volume is scrubbed anew.
         let used_again = plan
             .volumes
@@ -287,6 +311,12 @@ impl Memory {
 
     /// A scrub, or the Job that does it, met a hold: that is no failure, and it is tried again after a pause.
     pub fn hold_back(&mut self, uid: &str, claim_uid: Option<&str>, held: Held, now: Duration) {
+        let before = self.scrubs.get(uid).map_or(0, |scrub| scrub.held_back);
+        self.hold_back_until(uid, claim_uid, held, now + api_backoff(before + 1));
+    }
+
+    /// As [`hold_back`](Self::hold_back), and it is tried again then.
+    pub fn hold_back_until(&mut self, uid: &str, claim_uid: Option<&str>, held: Held, due: Duration) {
         let scrub = self.scrubs.entry(uid.to_owned()).or_insert_with(|| Scrub {
             claim_uid: claim_uid.map(str::to_owned),
             failures: 0,
@@ -296,10 +326,7 @@ impl Memory {
         });
         scrub.held_back += 1;
         scrub.last_hold = Some(held.clone());
-        scrub.state = ScrubState::HeldBack {
-            due: now + api_backoff(scrub.held_back),
-            held,
-        };
+        scrub.state = ScrubState::HeldBack { due, held };
     }
 
     fn note_end(&mut self, pv: &Pv, ownership: &Ownership) {
@@ -343,6 +370,16 @@ impl Memory {
         if let Some(retry) = self.retries.get_mut(pv_name) {
             retry.due = retry.due.max(due);
         }
+    }
+
+    /// The deletion of a PV's cleaning Job is not permitted: when it is due again, which is later each time. It keeps
+    /// nothing else that is done for the PV waiting.
+    pub fn job_deletion_refused(&mut self, pv_name: &str, error: String, now: Duration) -> Duration {
+        let key = job_deletion(pv_name);
+        let failures = self.retries.get(&key).map_or(0, |retry| retry.failures) + 1;
+        let due = now + scrub_backoff(failures);
+        self.retries.insert(key, Retry { failures, due, error });
+        due
     }
 
     /// When the next call that failed is due again. One whose time has come was begun by this pass, or is not wanted any

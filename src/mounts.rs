@@ -36,6 +36,8 @@ pub struct Mount {
     pub mount_read_only: bool,
     /// The filesystem is read-only, through whatever mount.
     pub filesystem_read_only: bool,
+    /// The filesystem has given up after an error: ext4 says so since Linux 6.14 without becoming `ro`, and writes fail.
+    pub gave_up: bool,
     /// The filesystem's type, such as `ext4` or `fuse.sshfs`.
     pub fs_type: String,
     /// What was mounted, in the words of whoever did: a device's path, or anything else.
@@ -105,6 +107,9 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         mount_point,
         mount_read_only: has_option(options, b"ro"),
         filesystem_read_only: has_option(super_options, b"ro"),
+        gave_up: [&b"shutdown"[..], b"emergency_ro"]
+            .iter()
+            .any(|option| has_option(super_options, option)),
         fs_type,
         source,
     })

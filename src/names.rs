@@ -86,6 +86,16 @@ pub fn long_pv_name(path: &Path, node: &str, class: &str) -> String {
     )
 }
 
+/// The name of an event about an object of this name that says this: at most 253 characters, which is what a name may
+/// have.
+#[must_use]
+pub fn event_name(object: &str, says: &[&[u8]]) -> String {
+    let hash = fnv1a_128(says);
+    // An object's name is ASCII; what is cut off must not leave a dot or hyphen at the end.
+    let object = object.get(..220).unwrap_or(object).trim_end_matches(['.', '-']);
+    format!("{object}.{hash:032x}")
+}
+
 /// The value of the provisioned-by annotation, which is also the source of our events.
 #[must_use]
 pub fn provisioned_by(node_name: &str, node_uid: Option<&str>) -> String {

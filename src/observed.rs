@@ -140,6 +140,8 @@ pub enum EntryKind {
     SymlinkToOther,
     /// Looking at it failed with this error.
     Failed(String),
+    /// A mount point or a block device whose storage answers with errors, which are named.
+    Failing(String),
     /// A system call on it did not return within `--syscall-timeout`.
     Unresponsive(String),
 }
@@ -156,6 +158,8 @@ pub struct MountFacts {
     pub fs_type: String,
     /// Mounted read-only, or the filesystem itself is.
     pub read_only: bool,
+    /// What shows that the filesystem or its disk fails, though it can be examined: see [`crate::health`].
+    pub failing: Option<String>,
     /// The source directory was deleted (mountinfo's root ends in `//deleted`, or nlink is 0).
     pub deleted: bool,
     /// Size of the whole filesystem in bytes (statfs).
@@ -177,6 +181,8 @@ pub struct DeviceFacts {
     pub capacity_bytes: u64,
     /// BLKROGET, or /sys/block/*/ro.
     pub read_only: bool,
+    /// What shows that it fails, though it can be examined: see [`crate::health`].
+    pub failing: Option<String>,
     /// What identifies the storage; an error text where it could not be read.
     pub id: Result<VolumeId, String>,
     /// Keys under which the same storage could be met again through another node or link (dev_t, loop backing file,

@@ -3,6 +3,7 @@
 //! [`plan`] is a pure function over plain data: no I/O, no clock, no client. The daemon and the dry run
 //! both use it; there is no second implementation of any decision.
 
+mod condition;
 mod entry;
 mod job;
 mod release;
@@ -27,7 +28,7 @@ use crate::config::{Cleaner, Config};
 use crate::identity::VolumeId;
 use crate::memory::{Memory, ScrubState};
 use crate::observed::{Directory, DirectoryKey, Entry, Observed};
-use crate::reason::{Held, Ignored};
+use crate::reason::{Ailment, Held, Ignored};
 use crate::scrub::progress::Snapshot;
 
 /// Everything a plan is made from.
@@ -117,6 +118,31 @@ pub struct Volume {
     pub id: Option<String>,
     /// Something wrong with it that does not change its state.
     pub warning: Option<String>,
+    /// Whether its storage does its service.
+    pub health: Health,
+}
+
+/// Whether the storage of a volume does its service, as far as this look has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// It could not be seen, or is no volume.
+    #[default]
+    Unknown,
+    /// It does.
+    Good,
+    /// It does not.
+    Bad(Ailment),
+}
+
+impl Health {
+    /// What is wrong, if anything is known to be.
+    #[must_use]
+    pub fn ailment(self) -> Option<Ailment> {
+        match self {
+            Self::Bad(ailment) => Some(ailment),
+            Self::Unknown | Self::Good => None,
+        }
+    }
 }
 
 /// The state of a volume.
@@ -383,6 +409,8 @@ pub struct Notice {
     pub pv: String,
     /// The PV's UID.
     pub uid: String,
+    /// The claim that is told, where it is not the PV: who has the claim may not see PVs.
+    pub claim: Option<ClaimRef>,
     /// Normal or Warning.
     pub severity: Severity,
     /// The event's reason.
@@ -411,8 +439,12 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             inputs
                 .memory
                 .scrubs
-                .values()
-                .filter(|scrub| matches!(scrub.state, ScrubState::Running))
+                .iter()
+                // One that hangs does not keep others waiting.
+                .filter(|(uid, scrub)| {
+                    let progress = inputs.progress.get(*uid);
+                    matches!(scrub.state, ScrubState::Running) && progress.is_none_or(|now| now.stalled.is_none())
+                })
                 .count(),
         ),
         occupied: BTreeMap::new(),
@@ -477,6 +509,8 @@ enum Sight<'a> {
     Unresponsive(&'a str),
     /// The directory was read, and the entry is not there.
     Absent,
+    /// It is there, and answers with errors.
+    Failing(&'a str),
     /// It is there.
     Entry(&'a Entry),
 }
@@ -567,6 +601,7 @@ impl<'a> Planner<'a> {
                 None => Sight::Absent,
                 Some(entry) => match &entry.kind {
                     crate::observed::EntryKind::Unresponsive(call) => Sight::Unresponsive(call),
+                    crate::observed::EntryKind::Failing(what) => Sight::Failing(what),
                     crate::observed::EntryKind::Failed(error) => Sight::Unseen(Held::Unreadable(error.clone())),
                     _ => Sight::Entry(entry),
                 },
@@ -579,6 +614,7 @@ impl<'a> Planner<'a> {
         self.plan.events.push(Notice {
             pv: pv.name.clone(),
             uid: pv.uid.clone(),
+            claim: None,
             severity,
             reason,
             message,

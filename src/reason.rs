@@ -32,8 +32,6 @@ pub enum Ignored {
     FilesystemInBlockClass,
     /// The source directory of the mount was deleted.
     SourceDeleted,
-    /// Mounted or set read-only.
-    ReadOnly,
     /// In use by something else: mounted, held, swap.
     InUse(String),
     /// Member of an LVM, ZFS or RAID set.
@@ -63,7 +61,6 @@ impl Ignored {
             Self::NamePattern(_) => "name-pattern",
             Self::FilesystemInBlockClass => "filesystem-in-block-class",
             Self::SourceDeleted => "source-deleted",
-            Self::ReadOnly => "read-only",
             Self::InUse(_) => "in-use",
             Self::MemberOf(_) => "member-of",
             Self::Duplicate(_) => "duplicate",
@@ -113,7 +110,6 @@ impl Ignored {
                 "a mounted filesystem in a class with volumeMode Block, which takes block devices only"
             ),
             Self::SourceDeleted => write!(f, "the directory behind this mount was deleted"),
-            Self::ReadOnly => write!(f, "read-only"),
             Self::InUse(by) => write!(f, "in use: {by}"),
             Self::MemberOf(set) => write!(f, "carries the signature of {set}"),
             Self::Duplicate(other) => write!(f, "the same storage as {other}, which is served already"),
@@ -148,8 +144,10 @@ pub enum Held {
     NestedMounts(Vec<String>),
     /// In use by a pod's mount, or by something else on the node.
     InUse(String),
-    /// Read-only: it cannot be scrubbed.
+    /// Read-only: it can neither be used nor scrubbed.
     ReadOnly,
+    /// Its filesystem or its disk has errors, which are named.
+    Failing(String),
     /// The class of the PV is neither configured nor noted on the PV.
     ClassNotConfigured,
     /// The StorageClass object does not exist.
@@ -222,6 +220,7 @@ impl Held {
             Self::NestedMounts(_) => "nested-mounts",
             Self::InUse(_) => "in-use",
             Self::ReadOnly => "read-only",
+            Self::Failing(_) => "failing",
             Self::ClassNotConfigured => "class-not-configured",
             Self::StorageClassMissing => "storage-class-missing",
             Self::UnsupportedPolicy(_) => "unsupported-policy",
@@ -305,7 +304,8 @@ impl Held {
             Self::NotMounted(what) => write!(f, "what was published is not there: {what}"),
             Self::NestedMounts(points) => write!(f, "mounted below it: {}", points.join(", ")),
             Self::InUse(by) => write!(f, "still in use: {by}"),
-            Self::ReadOnly => write!(f, "read-only, so it cannot be scrubbed"),
+            Self::ReadOnly => write!(f, "read-only, so it can neither be used nor scrubbed"),
+            Self::Failing(what) => write!(f, "its storage fails: {what}"),
             Self::ClassNotConfigured => write!(
                 f,
                 "its class is not in storageClassMap and the PV does not say where its directory is"
@@ -374,5 +374,44 @@ fn with_action(f: &mut fmt::Formatter<'_>, action: Option<String>) -> fmt::Resul
     match action {
         Some(action) => write!(f, "; {action}"),
         None => Ok(()),
+    }
+}
+
+/// What is wrong with the storage of a volume, whatever state the volume is in: the label `reason` of the metric
+/// `volumes_unhealthy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ailment {
+    /// What was published is not there.
+    Vanished,
+    /// A system call on it hangs.
+    Unresponsive,
+    /// It is read-only.
+    ReadOnly,
+    /// It has errors.
+    Failing,
+    /// It is bound, and its size is not the one that was published.
+    CapacityChanged,
+}
+
+impl Ailment {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Vanished,
+        Self::Unresponsive,
+        Self::ReadOnly,
+        Self::Failing,
+        Self::CapacityChanged,
+    ];
+
+    /// The ailment as a metric label.
+    #[must_use]
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Vanished => "vanished",
+            Self::Unresponsive => "unresponsive",
+            Self::ReadOnly => "read-only",
+            Self::Failing => "failing",
+            Self::CapacityChanged => "capacity-changed",
+        }
     }
 }

@@ -17,7 +17,8 @@ use crate::cluster::{Mode, Phase, Pv};
 use crate::config::Cleaner;
 use crate::devices::{self, DeviceError, ExclusiveDevice};
 use crate::failpoint;
-use crate::identity::{Comparison, VolumeId, read};
+use crate::health;
+use crate::identity::{Comparison, VolumeId, part, read};
 use crate::mounts::{Mount, Table};
 use crate::names;
 use crate::observed::{DeviceFacts, HostView};
@@ -152,6 +153,7 @@ impl Scrubber {
                     volume: &path,
                     stall_timeout: self.limits.stall_timeout,
                 };
+                self.progress.leave_to_others();
                 failpoint::hit!("scrub.command.before");
                 command::run(&invocation, &self.cancel)?;
                 failpoint::hit!("scrub.command.after");
@@ -244,10 +246,10 @@ fn is_read_only(device: &Path) -> bool {
     says_so().is_some_and(|text| text.trim() == "1")
 }
 
-/// Whether the device that is held is the storage that is expected, and nobody uses it.
+/// Whether the device that is held is the storage that is expected, nobody uses it, and it does not fail.
 ///
 /// # Errors
-/// `Held`: it is other storage, or in use. `Failed`: it cannot be examined.
+/// `Held`: it is other storage, in use, or failing. `Failed`: it cannot be examined.
 pub(crate) fn examine_device(
     device: &ExclusiveDevice,
     path: &Path,
@@ -261,14 +263,14 @@ pub(crate) fn examine_device(
     compare(expected, || facts.id.clone().map_err(|error| anyhow!(error)))?;
     match &facts.users {
         Some(users) if !users.is_empty() => Err(ScrubError::Held(Held::InUse(users.join(", ")))),
-        _ => Ok(facts),
+        _ => sound(facts.failing.clone()).map(|()| facts),
     }
 }
 
-/// Whether the open directory is the filesystem that is expected.
+/// Whether the open directory is the filesystem that is expected, and does not fail.
 ///
 /// # Errors
-/// `Held`: it is other storage, or not mounted any more. `Failed`: it cannot be examined.
+/// `Held`: it is other storage, not mounted any more, or failing. `Failed`: it cannot be examined.
 pub(crate) fn examine_filesystem(
     root: &MountRoot,
     scan: &ScanSettings,
@@ -285,7 +287,14 @@ pub(crate) fn examine_filesystem(
     compare(expected, || {
         read::filesystem(root.as_fd(), &mount, &boot_id, &scan.sysfs)
     })?;
+    let uuid = expected.and_then(|id| id.get(part::UUID));
+    sound(health::filesystem(&scan.sysfs, &mount, uuid))?;
     Ok(mount)
+}
+
+/// Nothing shows that the storage fails.
+fn sound(failing: Option<String>) -> Result<(), ScrubError> {
+    failing.map_or(Ok(()), |what| Err(ScrubError::Held(Held::Failing(what))))
 }
 
 /// Nothing is mounted below the volume, here or on the host.

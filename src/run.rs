@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Mode, Node, Owner, Ownership, Pv};
 use crate::config::{self, Config, Problem};
-use crate::events::Told;
+use crate::events::{Outbox, Told};
 use crate::failpoint;
 use crate::http::Health;
 use crate::lock::Locks;
@@ -83,6 +83,7 @@ struct Daemon {
     broken_classes: BTreeSet<String>,
     memory: Memory,
     told: Told,
+    outbox: Outbox,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
     /// As many scrubs run at once.

@@ -148,6 +148,15 @@ impl Root {
             birth_nanoseconds: status.birth_nanoseconds,
         }
     }
+
+    /// Of a filesystem that does not tell any more what its root is.
+    fn unknown(mount_id: u64) -> Self {
+        Self {
+            mount_id,
+            inode: 0,
+            birth_nanoseconds: None,
+        }
+    }
 }
 
 /// A directory that was opened and read.

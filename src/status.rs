@@ -145,6 +145,9 @@ pub struct Volume {
     pub commands: Vec<String>,
     /// Something wrong with it that does not change its state.
     pub warning: Option<String>,
+    /// What is wrong with its storage, as one word; `null`: nothing, as far as it can be seen.
+    #[serde(default)]
+    pub unhealthy: Option<String>,
     /// It is not in circulation, or something is wrong with it: to be shown first.
     pub attention: bool,
     /// Its PV, published or about to be.

@@ -93,9 +93,18 @@ fn statx(dir: BorrowedFd<'_>, path: &std::ffi::CStr, flags: libc::c_int) -> Resu
 /// # Errors
 /// That of statx(2); ENODATA where neither way tells it.
 pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
-    if let Some(id) = status(fd)?.mount_id {
-        return Ok(id);
+    match status(fd)?.mount_id {
+        Some(id) => Ok(id),
+        None => mount_id_by_proc(fd),
     }
+}
+
+/// The id of the mount that a descriptor goes through, without a question to its filesystem, which may answer nothing but
+/// errors any more: from /proc/self/fdinfo (proc_pid_fdinfo(5)).
+///
+/// # Errors
+/// ENODATA where it is not told.
+pub fn mount_id_by_proc(fd: BorrowedFd<'_>) -> Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map_err(|_| Errno::ENODATA)?;
     mount_id_of_fdinfo(&info).ok_or(Errno::ENODATA)
 }

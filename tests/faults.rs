@@ -6,6 +6,8 @@
 
 #[path = "faults/checkpoints.rs"]
 mod checkpoints;
+#[path = "faults/events.rs"]
+mod events;
 #[path = "faults/jobs.rs"]
 mod jobs;
 #[path = "faults/start.rs"]

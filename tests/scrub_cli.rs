@@ -283,6 +283,27 @@ fn a_mounted_filesystem_is_emptied() {
 }
 
 #[test]
+fn a_failing_filesystem_is_left_alone_until_it_is_mended() {
+    in_namespace(|dir| {
+        let device = Loop::new(&dir.join("disk"), 32 << 20, &[]);
+        let volume = dir.join("volume");
+        device.mount_ext4(&volume, &[]);
+        std::fs::write(volume.join("file"), "secret").unwrap();
+        let name = device.path.file_name().unwrap();
+        let trigger = Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error");
+        std::fs::write(trigger, "a test").unwrap();
+        is_held(scrub(&["fsclean", "--device"]).arg(&volume), "its storage fails");
+        assert!(volume.join("file").exists());
+        nix::mount::umount(&volume).unwrap();
+        let checked = Command::new("e2fsck").arg("-fy").arg(&device.path).output().unwrap();
+        assert!(checked.status.code().is_some_and(|code| code <= 1), "{checked:?}");
+        run("mount", [&device.path, &volume]);
+        succeeds(scrub(&["fsclean", "--device"]).arg(&volume));
+        assert!(!volume.join("file").exists());
+    });
+}
+
+#[test]
 fn sigterm_stops_it_in_the_middle() {
     in_namespace(|dir| {
         let (file, device) = soiled(dir);

@@ -37,7 +37,7 @@ const HELD: u8 = 75;
 /// `scrub`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The volume must be free: a mounted device, or one that anybody holds, is left alone. `quick` leaves all data but signatures on the device.\n\nExit code: 0 when it was scrubbed, 75 when it was left alone because it is in use, read-only, not there or other storage than --volume-id says, 2 for wrong arguments, 1 for anything else."
+    after_help = "The volume must be free: a mounted device, or one that anybody holds, is left alone. `quick` leaves all data but signatures on the device.\n\nExit code: 0 when it was scrubbed, 75 when it was left alone because it is in use, read-only, failing, not there or other storage than --volume-id says, 2 for wrong arguments, 1 for anything else."
 )]
 pub(super) struct ScrubArgs {
     /// zero, discard, shred or quick for a block device; fsclean for a mounted filesystem

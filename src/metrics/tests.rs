@@ -34,6 +34,7 @@ fn row(entry: &str, state: State, pv: Option<&str>) -> Volume {
         capacity: Some("10Gi".into()),
         id: None,
         warning: None,
+        health: crate::plan::Health::Good,
     }
 }
 

@@ -6,12 +6,14 @@ use super::register::{LONG, Register, whole};
 use super::releases::Releases;
 use crate::config::Config;
 use crate::plan::{Plan, State, Volume};
+use crate::reason::Ailment;
 use crate::scrub::progress::{Snapshot, Unit};
 
 pub(super) struct Volumes {
     by_state: IntGaugeVec,
     held: IntGaugeVec,
     ignored: IntGaugeVec,
+    unhealthy: IntGaugeVec,
     vanished_bound: IntGauge,
     with_warning: IntGauge,
     scrub_done: IntGaugeVec,
@@ -30,6 +32,11 @@ impl Volumes {
             )?,
             held: to.gauges("volumes_held", "Held volumes by reason.", &["reason"])?,
             ignored: to.gauges("volumes_ignored", "Entries that are no volume, by reason.", &["reason"])?,
+            unhealthy: to.gauges(
+                "volumes_unhealthy",
+                "Volumes whose storage does not do its service, by what is wrong with it.",
+                &["reason"],
+            )?,
             vanished_bound: to.gauge(
                 "volumes_vanished_bound",
                 "Volumes that are not there any more while a claim is bound to them.",
@@ -80,6 +87,9 @@ impl Volumes {
                 self.by_state.with_label_values(&[class.as_str(), state]).set(0);
             }
         }
+        for ailment in Ailment::ALL {
+            self.unhealthy.with_label_values(&[ailment.slug()]).set(0);
+        }
         for volume in &plan.volumes {
             self.volume(volume);
         }
@@ -95,6 +105,9 @@ impl Volumes {
         self.by_state
             .with_label_values(&[volume.directory.class.as_str(), volume.state.word()])
             .inc();
+        if let Some(ailment) = volume.health.ailment() {
+            self.unhealthy.with_label_values(&[ailment.slug()]).inc();
+        }
         match &volume.state {
             State::Held(held) => self.held.with_label_values(&[held.slug()]).inc(),
             State::Ignored(ignored) => self.ignored.with_label_values(&[ignored.slug()]).inc(),

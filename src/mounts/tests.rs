@@ -24,6 +24,7 @@ fn a_line_of_the_manual_page() {
             mount_point: "/mnt2".into(),
             mount_read_only: false,
             filesystem_read_only: false,
+            gave_up: false,
             fs_type: "ext3".into(),
             source: "/dev/root".into(),
         }

@@ -11,7 +11,8 @@ use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
 use crate::pv;
 use crate::reason::{Held, Ignored};
 
-use super::{Action, Planner, State, Volume};
+use super::condition::defect;
+use super::{Action, Health, Planner, State, Volume};
 
 impl<'a> Planner<'a> {
     /// Judges every entry of a class's directory that no PV stands for.
@@ -40,6 +41,7 @@ impl<'a> Planner<'a> {
                 capacity: facts_capacity(&entry.kind),
                 id: facts_id(&entry.kind),
                 warning: None,
+                health: Health::Unknown,
             };
             if let Some(occupant) = occupant {
                 volume.state = if occupant.foreign {
@@ -53,6 +55,7 @@ impl<'a> Planner<'a> {
             } else {
                 self.unpublished(class, entry, &path, &mut volume);
             }
+            volume.health = Health::of_unpublished(&volume.state);
             self.plan.volumes.push(volume);
         }
     }
@@ -211,6 +214,7 @@ fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
         EntryKind::SymlinkToDirectory => ignored(Ignored::SymlinkToDirectory),
         EntryKind::SymlinkToOther => ignored(Ignored::SymlinkToOther),
         EntryKind::Failed(error) => ignored(Ignored::Failed(error.clone())),
+        EntryKind::Failing(what) => Err(State::Held(Held::Failing(what.clone()))),
         EntryKind::Unresponsive(call) => Err(State::Unresponsive(call.clone())),
         EntryKind::Mount(mount) => {
             if class.volume_mode == VolumeMode::Block {
@@ -219,8 +223,8 @@ fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
             if mount.deleted {
                 return ignored(Ignored::SourceDeleted);
             }
-            if mount.read_only {
-                return ignored(Ignored::ReadOnly);
+            if let Some(held) = defect(&entry.kind) {
+                return Err(State::Held(held));
             }
             if let Err(error) = &mount.id {
                 return Err(State::Held(Held::IdentityUnknown(error.clone())));
@@ -232,8 +236,8 @@ fn judge<'e>(class: &Class, entry: &'e Entry) -> Result<&'e str, State> {
             }
         }
         EntryKind::Device(device) => {
-            if device.read_only {
-                return ignored(Ignored::ReadOnly);
+            if let Some(held) = defect(&entry.kind) {
+                return Err(State::Held(held));
             }
             if let Some(set) = &device.member_of {
                 return ignored(Ignored::MemberOf(set.clone()));

@@ -106,6 +106,10 @@ impl Planner<'_> {
     }
 
     fn end_job(&mut self, pv: &str, job: &CleaningJob, cause: Option<FailureCause>, why: &str) {
+        let refused = self.i.memory.retries.get(&crate::memory::job_deletion(pv));
+        if let Some(retry) = refused.filter(|retry| retry.due > self.i.now) {
+            return self.wake(retry.due);
+        }
         let action = Action::DeleteJob {
             pv: pv.to_owned(),
             job: Box::new(job.clone()),

@@ -10,6 +10,7 @@ use crate::names;
 use crate::observed::{Directory, DirectoryKey, EntryKind, HostView};
 use crate::reason::Held;
 
+use super::condition::defect;
 use super::storage::{Match, not_a_volume, seen_id};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef, ScrubKind, ScrubOrder, Severity, Sight, State};
@@ -105,6 +106,9 @@ impl Planner<'_> {
             return State::Released;
         }
         let bound = pv.phase == Phase::Bound;
+        if bound {
+            self.condition(pv, sight);
+        }
         if bound || pv.is_protected() {
             return if bound { State::Bound } else { State::Released };
         }
@@ -334,7 +338,11 @@ impl Planner<'_> {
                 if let Some(held) = last_hold.clone() {
                     self.hold_notice(pv, &held); // It stands until this try has ended well.
                 }
-                return State::Scrubbing(self.i.progress.get(&pv.uid).cloned());
+                let progress = self.i.progress.get(&pv.uid).cloned();
+                return match progress.as_ref().and_then(|now| now.stalled) {
+                    None => State::Scrubbing(progress),
+                    Some(timeout) => self.stalled_scrub(pv, timeout),
+                };
             }
             Some(Scrub {
                 state: ScrubState::Clean { at, settled, .. },
@@ -381,6 +389,21 @@ impl Planner<'_> {
             Err(held) => State::Held(held),
             Ok(medium) => self.order(pv, key, sight, medium),
         }
+    }
+
+    /// A scrub that hangs: it goes on, or ends, when its system call returns. Another of the same volume never starts
+    /// beside it.
+    fn stalled_scrub(&mut self, pv: &Pv, timeout: Duration) -> State {
+        let what = format!(
+            "its scrub has done nothing for {} s (--stall-timeout): a system call on it hangs",
+            timeout.as_secs_f64()
+        );
+        let message = format!(
+            "Error cleaning PV {:?}: {what}; look at the disk and its cable (dmesg)",
+            pv.name
+        );
+        self.notice(pv, Severity::Warning, "VolumeFailedDelete", message);
+        State::Unresponsive(what)
     }
 
     /// `resolve=retry` ends a quarantine: the word is taken back where that is permitted, and the failures are counted
@@ -441,8 +464,10 @@ impl Planner<'_> {
         if let Some(job) = self.i.cluster.jobs.at_work(&pv.name) {
             return Err(Held::JobRunning(job.to_owned()));
         }
-        if let Sight::Unseen(held) = sight {
-            return Err(held.clone());
+        match sight {
+            Sight::Unseen(held) => return Err(held.clone()),
+            Sight::Failing(what) => return Err(Held::Failing((*what).to_owned())),
+            _ => {}
         }
         if let Some(what) = not_a_volume(sight, pv.mode) {
             return Err(Held::NotMounted(what));
@@ -453,7 +478,13 @@ impl Planner<'_> {
         if let Some(user) = self.pod_mount(&pv.name, &entry.kind) {
             return Err(Held::InUse(user));
         }
-        match self.matches(pv, &entry.kind) {
+        let found = self.matches(pv, &entry.kind);
+        if !matches!(found, Match::Wrong { .. })
+            && let Some(held) = defect(&entry.kind)
+        {
+            return Err(held);
+        }
+        match found {
             // What is there now is new, but the claim may have been used since: it is scrubbed like any other.
             Match::LostWithReboot => {}
             Match::Wrong { expected, found } => return Err(Held::WrongStorage { expected, found }),
@@ -462,9 +493,6 @@ impl Planner<'_> {
         }
         match &entry.kind {
             EntryKind::Mount(mount) => {
-                if mount.read_only {
-                    return Err(Held::ReadOnly);
-                }
                 if !mount.nested.is_empty() {
                     return Err(Held::NestedMounts(
                         mount.nested.iter().map(|point| point.display().to_string()).collect(),
@@ -473,7 +501,6 @@ impl Planner<'_> {
                 self.rested(pv)?;
                 Ok(Medium::Filesystem)
             }
-            EntryKind::Device(device) if device.read_only => Err(Held::ReadOnly),
             _ => Ok(Medium::Device),
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod circulation;
+mod condition;
 mod gone;
 mod identity;
 mod jobs;

@@ -5,6 +5,7 @@ use crate::cluster::{Phase, Pv, Use};
 use crate::observed::EntryKind;
 use crate::reason::Held;
 
+use super::condition::{Condition, defect};
 use super::entry::{facts_capacity, facts_id};
 use super::storage::{Match, not_a_volume};
 use super::{Action, Occupant, Planner, PvRef, Severity, Sight, State, Volume};
@@ -124,6 +125,7 @@ impl Planner<'_> {
             host_dir: pv.host_dir().unwrap_or(std::path::Path::new("/")).to_owned(),
             mount_dir: std::path::PathBuf::new(),
         });
+        let health = self.health(pv, sight, &state);
         self.plan.volumes.push(Volume {
             directory,
             entry: pv.entry().unwrap_or_default().to_owned(),
@@ -134,6 +136,7 @@ impl Planner<'_> {
             capacity: Some(pv.capacity.clone()),
             id: kind.and_then(facts_id),
             warning,
+            health,
         });
     }
 
@@ -152,21 +155,26 @@ impl Planner<'_> {
             Sight::Unseen(held) => return (State::Available, Some(held.to_string())),
             Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), warning),
             Sight::Absent => return self.missing(pv, usage, "the entry is gone", warning),
+            Sight::Failing(what) => return self.ailing(pv, usage, Held::Failing((*what).to_owned()), warning),
             Sight::Entry(entry) => *entry,
         };
         if let Some(what) = not_a_volume(sight, pv.mode) {
             return self.missing(pv, usage, &what, warning);
         }
-        if let Some(what) = self.out_of_class(pv, &entry.kind) {
+        if let Some(what) = self.out_of_class(pv) {
             return self.missing(pv, usage, &what, warning);
         }
-        match self.matches(pv, &entry.kind) {
-            Match::Wrong { expected, found } => {
-                // At once: a claim that is bound now would get somebody's data.
-                let held = Held::WrongStorage { expected, found };
-                self.delete(pv, false, &held.to_string());
-                return (State::Held(held), warning);
-            }
+        let found = self.matches(pv, &entry.kind);
+        if let Match::Wrong { expected, found } = found {
+            // At once: a claim that is bound now would get somebody's data.
+            let held = Held::WrongStorage { expected, found };
+            self.delete(pv, false, &held.to_string());
+            return (State::Held(held), warning);
+        }
+        if let Some(held) = defect(&entry.kind) {
+            return self.ailing(pv, usage, held, warning);
+        }
+        match found {
             Match::LostWithReboot => {
                 self.delete(
                     pv,
@@ -180,7 +188,7 @@ impl Planner<'_> {
                 self.notice(pv, Severity::Warning, "VolumeMismatch", held.to_string());
                 return (State::Held(held), warning);
             }
-            Match::Right => {}
+            Match::Right | Match::Wrong { .. } => {}
         }
         self.follow(pv, usage, entry);
         (State::Available, warning)
@@ -189,9 +197,7 @@ impl Planner<'_> {
     /// Keeps what is written on a free PV true: capacity, label, marks.
     fn follow(&mut self, pv: &Pv, usage: Use, entry: &crate::observed::Entry) {
         let mut patch = self.upkeep(pv, Some(&entry.kind), usage);
-        if let Some(now) = facts_capacity(&entry.kind).filter(|now| *now != "0" && usage == Use::Unused)
-            && capacity::parse(&now) != capacity::parse(&pv.capacity)
-        {
+        if let Some(now) = other_capacity(pv, &entry.kind).filter(|now| *now != "0" && usage == Use::Unused) {
             match self.i.mode {
                 crate::cluster::Mode::Patch => patch.capacity = Some(now),
                 crate::cluster::Mode::Classic => {
@@ -208,15 +214,7 @@ impl Planner<'_> {
     }
 
     /// Whether a PV's volume is there, but would not be published under its class any more.
-    fn out_of_class(&self, pv: &Pv, kind: &EntryKind) -> Option<String> {
-        let read_only = match kind {
-            EntryKind::Mount(mount) => mount.read_only,
-            EntryKind::Device(device) => device.read_only,
-            _ => false,
-        };
-        if read_only {
-            return Some("it became read-only".into());
-        }
+    fn out_of_class(&self, pv: &Pv) -> Option<String> {
         let Some(class) = self.i.config.classes.get(&pv.class) else {
             let gone = !self.i.broken_classes.contains(&pv.class);
             return gone.then(|| "its class is not configured any more".into());
@@ -245,15 +243,20 @@ impl Planner<'_> {
             );
             return (state, warning);
         }
-        // Without a note of when it went missing it has just gone: the run loop notes it after this pass.
+        self.withdraw(pv, what);
+        (state, warning)
+    }
+
+    /// Withdraws an unused PV, whose volume has been missing or ailing for the grace period.
+    pub(super) fn withdraw(&mut self, pv: &Pv, why: &str) {
+        // Without a note of when that began it has just begun: the run loop notes it after this pass.
         let since = self.i.memory.missing_since.get(&pv.uid).copied().unwrap_or(self.i.now);
         let due = since + self.i.limits.grace_period;
         if due <= self.i.now {
-            self.delete(pv, true, what);
+            self.delete(pv, true, why);
         } else {
             self.wake(due);
         }
-        (state, warning)
     }
 
     /// A PV that is bound, or that a claim is being bound to: nothing is done, but everything is said.
@@ -281,21 +284,17 @@ impl Planner<'_> {
         } else {
             State::Available
         };
-        match sight {
-            Sight::Unresponsive(call) => return (State::Unresponsive((*call).to_owned()), None),
-            Sight::Unseen(held) => return (state, Some(held.to_string())),
-            Sight::Absent | Sight::Entry(_) => {}
+        if let Sight::Unseen(held) = sight {
+            return (state, Some(held.to_string()));
         }
-        if let Some(what) = not_a_volume(sight, pv.mode) {
-            self.notice(
-                pv,
-                Severity::Warning,
-                "VolumeVanished",
-                format!("{what}, and a claim is bound to it"),
-            );
-            return (State::Vanished(what), None);
+        let condition = self.condition(pv, sight);
+        match (sight, &condition) {
+            (Sight::Unresponsive(call), _) => return (State::Unresponsive((*call).to_owned()), None),
+            (_, Some(Condition::Vanished(what))) => return (State::Vanished(what.clone()), None),
+            _ => {}
         }
-        let Some(kind) = kind else { return (state, None) };
+        let condition = condition.map(|condition| condition.to_string());
+        let Some(kind) = kind else { return (state, condition) };
         let warning = match self.matches(pv, kind) {
             Match::Wrong { expected, found } => {
                 let held = Held::WrongStorage { expected, found };
@@ -311,14 +310,11 @@ impl Planner<'_> {
             Match::Unknown(error) => Some(Held::IdentityUnknown(error).to_string()),
             Match::Right => self.capacity_warning(pv, kind),
         };
-        (state, warning)
+        (state, condition.or(warning))
     }
 
     fn capacity_warning(&mut self, pv: &Pv, kind: &EntryKind) -> Option<String> {
-        let now = facts_capacity(kind)?;
-        if capacity::parse(&now) == capacity::parse(&pv.capacity) {
-            return None;
-        }
+        let now = other_capacity(pv, kind)?;
         let message = format!("its capacity is {now} now, and {} was published", pv.capacity);
         self.notice(pv, Severity::Warning, "CapacityChanged", message.clone());
         Some(message)
@@ -345,6 +341,11 @@ impl Planner<'_> {
             format!("Error cleaning PV {:?}: {held}", pv.name),
         );
     }
+}
+
+/// The capacity of what is there now, if it is not what was published.
+pub(super) fn other_capacity(pv: &Pv, kind: &EntryKind) -> Option<String> {
+    facts_capacity(kind).filter(|now| capacity::parse(now) != capacity::parse(&pv.capacity))
 }
 
 /// Whether the operator accepts the storage that is at the path now.

@@ -3,13 +3,14 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::Api;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
 use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, Mode};
-use crate::events;
+use crate::events::Letter;
 use crate::failpoint;
 use crate::memory::{ClaimState, Scrub, ScrubState};
 use crate::plan::{Limits, Notice, PvPatch, PvRef, ScrubOrder, Severity};
@@ -171,7 +172,8 @@ impl Daemon {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
-        let progress = Progress::new(unit, 0).counted_by(self.metrics.scrub_counter(unit));
+        let progress = Progress::with_stall_timeout(unit, self.settings.scrub.stall_timeout)
+            .counted_by(self.metrics.scrub_counter(unit));
         let cancel = Cancel::new();
         let scrub = Scrub {
             claim_uid: order.claim_uid.clone(),
@@ -204,12 +206,14 @@ impl Daemon {
             .jobs_known()
             .then(|| (self.client.clone(), self.settings.namespace.clone()));
         let (shared, slots) = (self.shared.clone(), Arc::clone(&self.slots));
+        let progress = scrubber.progress.clone();
         self.tasks.spawn(async move {
             let order = Box::new(scrubber.order.clone());
-            let Ok(slot) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
+            let Ok(Ok(slot)) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
                 let uid = order.pv.uid;
                 return Done::NotScrubbed { uid, before };
             };
+            progress.add(0); // It has not hung while it waited.
             let path = order.directory.host_dir.join(&order.entry);
             info!(pv = %order.pv.name, path = %path.display(), kind = ?order.kind, "scrub starts");
             let began = Instant::now();
@@ -226,8 +230,7 @@ impl Daemon {
                     Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
                 }
             };
-            let result = run.await;
-            drop(slot);
+            let result = in_slot(slot, &progress, run).await;
             Done::Scrubbed {
                 order,
                 result,
@@ -238,26 +241,49 @@ impl Daemon {
 
     /// Posts what is new among the plan's notices.
     pub(super) fn tell(&mut self, plan: &Plan, ownership: &Ownership) {
-        let news = self.told.news(&plan.events);
-        self.post(news, ownership);
+        let (news, first) = self.told.news(&plan.events);
+        for notice in news {
+            if !self.post(notice.clone(), ownership, first) {
+                self.told.untold(&notice);
+            }
+        }
     }
 
-    pub(super) fn post(&mut self, news: Vec<Notice>, ownership: &Ownership) {
-        for notice in news {
+    /// Says a notice everywhere. False if there is no room for its event now.
+    pub(super) fn post(&mut self, notice: Notice, ownership: &Ownership, may_be_told: bool) -> bool {
+        let letter = Letter {
+            notice: notice.clone(),
+            source: ownership.provisioned_by(),
+            host: self.settings.node_name.clone(),
+            may_be_told,
+        };
+        if !self.outbox.put(letter) {
+            return false;
+        }
+        // What is told to a claim is told of its PV, too.
+        if notice.claim.is_none() {
             self.board.told(&notice);
             if notice.severity == Severity::Warning {
                 warn!(pv = %notice.pv, reason = notice.reason, "{}", notice.message);
             }
-            let earlier = self.told.earlier(&notice);
-            let (client, source, host) = (
-                self.client.clone(),
-                ownership.provisioned_by(),
-                self.settings.node_name.clone(),
-            );
-            self.tasks.spawn(async move {
-                let event = events::post(&client, &source, &host, &notice, earlier).await;
-                Done::Posted { notice, event }
-            });
+        }
+        true
+    }
+}
+
+/// Runs a scrub in its slot, which others get when it has stalled: what hangs does nothing.
+async fn in_slot<T>(slot: OwnedSemaphorePermit, progress: &Progress, run: impl Future<Output = T>) -> T {
+    const LOOK: Duration = Duration::from_secs(1);
+    let mut slot = Some(slot);
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            ended = &mut run => return ended,
+            () = tokio::time::sleep(LOOK), if slot.is_some() => {
+                if progress.snapshot().stalled.is_some() {
+                    slot = None;
+                }
+            }
         }
     }
 }

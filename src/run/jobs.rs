@@ -296,12 +296,14 @@ impl Daemon {
         match result {
             Ok(()) => self.shared.update(|store| store.job_going(&job.uid)),
             Err(WriteError::Absent) => {
+                self.memory.retries.remove(&crate::memory::job_deletion(pv));
                 self.memory.retries.remove(pv);
                 return self.shared.update(|store| store.job_gone(&job.uid));
             }
             // Also where it is not as it was: the watch shows how it is, in a moment.
             Err(error) => return self.job_not_deleted(pv, job, &error),
         }
+        self.memory.retries.remove(&crate::memory::job_deletion(pv));
         self.memory.retries.remove(pv);
         match held {
             // No failure: it is judged anew after a pause.
@@ -312,10 +314,15 @@ impl Daemon {
 
     /// A hold of the release that the PV is in now: a Job of the classic program does not say which it was made for.
     fn hold_back_for(&mut self, pv: &str, job: &CleaningJob, held: Held) {
+        let claim_uid = self.claim_of_release(pv, job);
+        self.hold_job_back(pv, &job.pv_uid, claim_uid.as_deref(), held);
+    }
+
+    fn claim_of_release(&self, pv: &str, job: &CleaningJob) -> Option<String> {
         let live = self.shared.store().cluster().pvs.get(pv).cloned();
         let live = live.filter(|live| live.uid == job.pv_uid);
         let claim_uid = live.as_ref().map_or(job.claim_uid.as_deref(), |live| live.claim_uid());
-        self.hold_job_back(pv, &job.pv_uid, claim_uid, held);
+        claim_uid.map(str::to_owned)
     }
 
     fn job_not_deleted(&mut self, pv: &str, job: &CleaningJob, error: &WriteError) {
@@ -325,9 +332,22 @@ impl Daemon {
             let live = store.cluster().pvs.get(pv);
             live.is_some_and(|pv| pv.uid == job.pv_uid && returning(pv))
         };
-        if waits_for_it && matches!(error, WriteError::Forbidden(_)) {
-            let held = Held::CleanerUnavailable(self.refused_job("delete", &job.name, error));
-            return self.hold_back_for(pv, job, held);
+        if matches!(error, WriteError::Forbidden(_)) {
+            let now = self.now();
+            let why = self.refused_job("delete", &job.name, error);
+            let known = self.memory.retries.contains_key(&crate::memory::job_deletion(pv));
+            if !known {
+                warn!(%pv, %why, "an ended cleaning Job stays");
+            }
+            let due = self.memory.job_deletion_refused(pv, error.to_string(), now);
+            if !waits_for_it {
+                return;
+            }
+            let claim_uid = self.claim_of_release(pv, job);
+            let held = Held::CleanerUnavailable(why);
+            return self
+                .memory
+                .hold_back_until(&job.pv_uid, claim_uid.as_deref(), held, due);
         }
         self.failed(pv, error, "delete the cleaning Job of");
     }

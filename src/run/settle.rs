@@ -66,10 +66,6 @@ pub(super) enum Done {
         /// What was known of it before it was ordered.
         before: Option<Scrub>,
     },
-    Posted {
-        notice: Notice,
-        event: Option<(String, i32)>,
-    },
     Mode(Result<Mode, WriteError>),
     JobPermission(Result<Option<&'static str>, WriteError>),
     ReadJob {
@@ -147,12 +143,6 @@ impl Daemon {
                 match before {
                     Some(before) => drop(self.memory.scrubs.insert(uid, before)),
                     None => drop(self.memory.scrubs.remove(&uid)),
-                }
-            }
-            Done::Posted { notice, event } => {
-                self.metrics.event(event.is_some());
-                if let Some((name, count)) = event {
-                    self.told.posted(notice, name, count);
                 }
             }
             Done::Mode(result) => self.take_mode(result),
@@ -249,12 +239,13 @@ impl Daemon {
         let notice = Notice {
             pv: pv.name.clone(),
             uid: pv.uid.clone(),
+            claim: None,
             severity: Severity::Warning,
             reason: "VolumeFailedDelete",
             message,
         };
-        if self.told.earlier(&notice).is_none() {
-            self.post(vec![notice], &ownership);
+        if self.told.first_time(&notice) {
+            self.post(notice, &ownership, false);
         }
     }
 

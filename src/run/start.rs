@@ -2,7 +2,7 @@
 
 use super::{
     Arc, BTreeSet, Board, Client, Daemon, Directories, Duration, Eyes, Health, Instant, JoinSet, Locks, Memory,
-    Metrics, Mode, Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
+    Metrics, Mode, Outbox, Scanner, Semaphore, Settings, Shared, Told, WRITES, info, warn,
 };
 
 use k8s_openapi::api::core::v1::Node;
@@ -36,6 +36,11 @@ pub(super) fn daemon(
         .inspect_err(|error| warn!(%error, "mount tables cannot be watched; changes are found by the safety timer"))
         .ok();
     let slots = settings.limits.scrub_concurrency.min(Semaphore::MAX_PERMITS);
+    let told = Arc::clone(&metrics);
+    let (outbox, delivery) = Outbox::new(client.clone(), move |posted| told.event(posted));
+    // It ends with the daemon, and not before, as a watch does.
+    let mut watches = JoinSet::new();
+    watches.spawn(delivery);
     Daemon {
         tables: eyes.scanner.tables().clone(),
         settings,
@@ -50,7 +55,7 @@ pub(super) fn daemon(
         calm: None,
         eyes: Some(eyes),
         mode: Mode::Classic,
-        watches: JoinSet::new(),
+        watches,
         pv_watches: JoinSet::new(),
         watched_pvs: None,
         unwatched_read: Instant::now(),
@@ -63,6 +68,7 @@ pub(super) fn daemon(
         broken_classes: BTreeSet::new(),
         memory: Memory::default(),
         told: Told::default(),
+        outbox,
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
         slots: Arc::new(Semaphore::new(slots)),

@@ -13,7 +13,8 @@ use nix::sys::stat::Mode;
 
 use super::{Context, Listing, Root, Seen, Unlisted};
 use crate::devices;
-use crate::identity::read;
+use crate::health;
+use crate::identity::{part, read};
 use crate::observed::{EntryKind, MountFacts};
 use crate::sys;
 
@@ -66,6 +67,13 @@ fn failed((call, errno): Failure) -> EntryKind {
     EntryKind::Failed(format!("{call}: {}", text(errno)))
 }
 
+fn failing((call, errno): Failure) -> EntryKind {
+    EntryKind::Failing(format!(
+        "{call}: {}; its filesystem has shut down, or its disk fails (dmesg says which): unmount it, run fsck, and mount it again",
+        text(errno)
+    ))
+}
+
 type Failure = (&'static str, Errno);
 
 fn call(name: &'static str) -> impl Fn(Errno) -> Failure {
@@ -80,9 +88,21 @@ fn classify(
     context: &Context,
     root: &mut Option<Root>,
 ) -> Result<EntryKind, Failure> {
-    let status = sys::status(node).map_err(call("statx"))?;
+    let status = match sys::status(node) {
+        Err(errno) if health::is_error(errno) => {
+            // A filesystem that has shut down does not even tell that this is its root.
+            let mount_id = sys::mount_id_by_proc(node).ok().filter(|id| *id != listing.mount_id);
+            *root = mount_id.map(Root::unknown);
+            let failure = ("statx", errno);
+            return root.map(|_| failing(failure)).ok_or(failure);
+        }
+        status => status.map_err(call("statx"))?,
+    };
     Ok(match status.file_type() {
-        libc::S_IFDIR => directory(node, &status, listing.mount_id, context, root)?,
+        libc::S_IFDIR => directory(node, &status, listing.mount_id, context, root).or_else(|failure| {
+            let mounted = root.is_some() && health::is_error(failure.1);
+            if mounted { Ok(failing(failure)) } else { Err(failure) }
+        })?,
         libc::S_IFBLK => device(node, probe, context),
         libc::S_IFLNK => symlink(listing.fd.as_fd(), name, probe, context)?,
         libc::S_IFREG => EntryKind::File,
@@ -113,7 +133,17 @@ fn device(node: BorrowedFd<'_>, probe: bool, context: &Context) -> EntryKind {
     let look = if probe { devices::probe } else { devices::examine };
     match look(node, &context.around) {
         Ok(facts) => EntryKind::Device(Box::new(facts)),
-        Err(error) => EntryKind::Failed(error.to_string()),
+        Err(error) => {
+            let rdev = sys::status(node).map(|status| status.rdev);
+            let state = rdev.ok().and_then(|rdev| health::device(&context.around.sysfs, rdev));
+            match (state, &error) {
+                (Some(state), _) => EntryKind::Failing(state),
+                (None, devices::DeviceError::System { errno, .. }) if health::is_error(*errno) => {
+                    EntryKind::Failing(format!("{error}; see dmesg"))
+                }
+                (None, _) => EntryKind::Failed(error.to_string()),
+            }
+        }
     }
 }
 
@@ -160,12 +190,14 @@ fn directory(
             read::filesystem(dir.as_fd(), mount, &around.boot_id, &around.sysfs).map_err(|error| format!("{error:#}"))
         }
     };
+    let uuid = identity.as_ref().ok().and_then(|id| id.get(part::UUID));
     Ok(EntryKind::Mount(Box::new(MountFacts {
         dev: mount.dev,
         subtree: mount.root.clone(),
         fs_type: mount.fs_type.clone(),
         // Of a filesystem that has turned read-only since, or a directory deleted since, the table need not tell.
         read_only: filesystem.read_only,
+        failing: health::filesystem(&context.around.sysfs, mount, uuid),
         deleted: mount.deleted() || status.nlink == 0,
         capacity_bytes: filesystem.total_bytes,
         id: identity,

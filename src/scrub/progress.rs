@@ -33,7 +33,14 @@ struct Shared {
     done: AtomicU64,
     /// 0 means unknown.
     total: AtomicU64,
+    /// After how long without anything done it is taken for stalled.
+    stall_timeout: Option<Duration>,
+    /// When something was done last, in milliseconds since the start. `NEVER_STALLS`: that is not looked at.
+    active: AtomicU64,
 }
+
+/// In place of a time.
+const NEVER_STALLS: u64 = u64::MAX;
 
 /// A [`Progress`] at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +59,8 @@ pub struct Snapshot {
     pub per_second: f64,
     /// How long the rest takes at this rate; `None` without a total or before anything is done.
     pub remaining: Option<Duration>,
+    /// Nothing was done for this long, which is the limit: a system call hangs.
+    pub stalled: Option<Duration>,
 }
 
 impl std::fmt::Display for Snapshot {
@@ -109,12 +118,24 @@ impl Progress {
     /// A scrub that begins now. A `total` of 0 means that it is not known.
     #[must_use]
     pub fn new(unit: Unit, total: u64) -> Self {
+        Self::of(unit, total, None)
+    }
+
+    /// A scrub that begins now, and that is taken for stalled when it has counted nothing for so long.
+    #[must_use]
+    pub fn with_stall_timeout(unit: Unit, timeout: Duration) -> Self {
+        Self::of(unit, 0, Some(timeout))
+    }
+
+    fn of(unit: Unit, total: u64, stall_timeout: Option<Duration>) -> Self {
         let shared = Shared {
             unit,
             started: Instant::now(),
             inherited: AtomicU64::new(0),
             done: AtomicU64::new(0),
             total: AtomicU64::new(total),
+            stall_timeout,
+            active: AtomicU64::new(0),
         };
         Self {
             shared: Arc::new(shared),
@@ -129,6 +150,11 @@ impl Progress {
             counter: Some(counter),
             ..self
         }
+    }
+
+    /// From now on nothing is counted, and others see to it that it goes on: a command of the operator's.
+    pub fn leave_to_others(&self) {
+        self.shared.active.store(NEVER_STALLS, Ordering::Relaxed);
     }
 
     /// The scrub goes on where an interrupted one had done this much already. To be called before anything is counted.
@@ -147,6 +173,10 @@ impl Progress {
         self.shared.done.fetch_add(units, Ordering::Relaxed);
         if let Some(counter) = &self.counter {
             counter.inc_by(units);
+        }
+        if self.shared.stall_timeout.is_some() {
+            let now = u64::try_from(self.shared.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.shared.active.store(now, Ordering::Relaxed);
         }
     }
 
@@ -170,7 +200,12 @@ impl Progress {
         let remaining = total
             .filter(|_| per_second > 0.0)
             .and_then(|total| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok());
+        let idle = match self.shared.active.load(Ordering::Relaxed) {
+            NEVER_STALLS => Duration::ZERO,
+            active => elapsed.saturating_sub(Duration::from_millis(active)),
+        };
         Snapshot {
+            stalled: self.shared.stall_timeout.filter(|timeout| idle >= *timeout),
             unit: self.shared.unit,
             done,
             inherited,
@@ -226,6 +261,25 @@ mod tests {
         assert_eq!((snapshot.done, snapshot.total), (250, Some(1_000)));
         assert!((snapshot.per_second - 50.0).abs() < 1e-9);
         assert_eq!(snapshot.remaining, Some(Duration::from_secs(15)));
+    }
+
+    #[test]
+    fn a_scrub_that_counts_nothing_for_too_long_is_stalled() {
+        let timeout = Duration::from_secs(600);
+        let progress = Progress::with_stall_timeout(Unit::Entries, timeout);
+        assert_eq!(progress.snapshot_after(timeout - Duration::from_secs(1)).stalled, None);
+        assert_eq!(progress.snapshot_after(timeout).stalled, Some(timeout));
+        // As if it had gone on ten minutes later.
+        progress.shared.active.store(1_200_000, Ordering::Relaxed);
+        assert_eq!(progress.snapshot_after(Duration::from_secs(1799)).stalled, None);
+        assert_eq!(
+            progress.snapshot_after(Duration::from_secs(1800)).stalled,
+            Some(timeout)
+        );
+        progress.leave_to_others();
+        assert_eq!(progress.snapshot_after(Duration::from_secs(86_400)).stalled, None);
+        let unlimited = Progress::new(Unit::Entries, 0);
+        assert_eq!(unlimited.snapshot_after(Duration::from_secs(86_400)).stalled, None);
     }
 
     #[test]

@@ -38,7 +38,6 @@ fn ignored(reason: &Ignored) -> Option<&'static str> {
         Ignored::SymlinkToOther => Some("remove it"),
         Ignored::NamePattern(_) => Some("rename it, or change namePattern of its class"),
         Ignored::FilesystemInBlockClass => Some("link the device instead, or use another class"),
-        Ignored::ReadOnly => Some("mount it writable"),
         Ignored::InUse(_) => Some("end that use"),
         Ignored::Duplicate(_) => Some("remove one of the two"),
         Ignored::NoCapacity => Some("nothing; this is an empty drive, such as a card reader"),

@@ -211,6 +211,7 @@ impl Inner {
             advice: advice(&row.state),
             commands: commands(row),
             warning: row.warning.clone(),
+            unhealthy: row.health.ailment().map(|ailment| ailment.slug().to_owned()),
             attention: out || row.warning.is_some(),
             pv: row.pv.clone(),
             published: row.published,

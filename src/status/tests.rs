@@ -34,6 +34,7 @@ fn row(entry: impl Into<OsString>, state: State, pv: Option<&str>) -> plan::Volu
         capacity: None,
         id: None,
         warning: None,
+        health: plan::Health::default(),
     }
 }
 
@@ -41,6 +42,7 @@ fn notice(message: &str) -> Notice {
     Notice {
         pv: "pv-1".into(),
         uid: "u".into(),
+        claim: None,
         severity: Severity::Warning,
         reason: "VolumeMismatch",
         message: message.into(),
@@ -172,7 +174,8 @@ fn a_known_world_is_told_completely() {
         status["volumes"][0],
         json!({
             "class": "fast", "directory": "/mnt/fast", "entry": "disk1", "state": "bound", "reason": null, "slug": null,
-            "cause": null, "advice": null, "commands": [], "warning": "its capacity is 10Gi now, and 20Gi was published", "attention": true,
+            "cause": null, "advice": null, "commands": [], "warning": "its capacity is 10Gi now, and 20Gi was published",
+            "unhealthy": null, "attention": true,
             "pv": "pv-1", "published": true, "claim": "team/data", "capacity": "20Gi", "id": "disk wwn=1", "since": "TIME",
         })
     );

@@ -60,3 +60,39 @@ fn a_node_that_needs_no_jobs_does_not_miss_the_permission() {
         world.lives_on("disk1").await
     });
 }
+
+#[test]
+fn an_ended_job_that_may_not_be_deleted_is_asked_for_less_and_less_often() {
+    as_users("no_delete", &["full"], async |world: Rc<World>| {
+        let hour = 60 * MINUTE;
+        world.tmpfs("disk1")?;
+        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
+        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name, "pvuuid": "of-an-earlier-pv"}},
+            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "nodeSelector": {"kubernetes.io/hostname": "host1"},
+                "containers": [{"name": "c", "image": "i"}]}}}});
+        world.api.create("jobs", "default", job);
+        world.api.finish_job("default", &format!("cleanup-{name}"), true);
+        let denied = Permissions::full().deny(&["*"], &["jobs"]);
+        let denied = denied.allow(&["get", "list", "watch", "create"], &["jobs"]);
+        world.api.set_permissions(world.user, denied);
+        world.start();
+        world.available("disk1", &Value::Null).await?;
+        world.pass_time(10 * MINUTE).await;
+        let count = world.requests_in(hour, "delete", "jobs").await;
+        ensure!((11..=13).contains(&count), "asked {count} times in an hour");
+        // What is done for the PV does not wait for it.
+        let pv = world.available("disk1", &Value::Null).await?;
+        let claim = world.bind(&pv)?;
+        world.pass_time(MINUTE).await;
+        world.api.delete_claim("default", &claim)?;
+        world.pass_time(MINUTE).await;
+        world.available("disk1", &pv["metadata"]["uid"]).await?;
+        world.api.set_permissions(world.user, Permissions::full());
+        world.pass_time(6 * MINUTE).await;
+        ensure!(
+            world.api.list("jobs").is_empty(),
+            "the Job is deleted once that is permitted"
+        );
+        world.lives_on("disk1").await
+    });
+}

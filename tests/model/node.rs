@@ -70,6 +70,7 @@ impl Node {
                     subtree: "/".into(),
                     fs_type: "ext4".into(),
                     read_only: false,
+                    failing: None,
                     deleted: false,
                     capacity_bytes: 5 << 30,
                     id: Ok(self.id(*disk)),

@@ -6,6 +6,8 @@ use crate::config::VolumeMode;
 use crate::name_pattern::NamePattern;
 use crate::names;
 use crate::observed::{Directory, EntryKind};
+use crate::plan::Health;
+use crate::reason::Ailment;
 
 #[test]
 fn a_free_pv_of_an_unchanged_volume_is_left_alone() {
@@ -53,21 +55,25 @@ fn the_capacity_of_a_bound_pv_is_only_told() {
         w.pv(available("vol", "a").bound())
             .entry("vol", mount_with("a", |m| m.capacity_bytes = 6 << 30));
         w.expect(&[], &["vol bound"], &["pv-vol CapacityChanged"]);
+        let health = Health::Bad(Ailment::CapacityChanged);
+        assert_eq!(w.plan().volumes[0].health, health);
+        // It is as it should be again: there is nothing to tell of its condition.
+        let plan = w.plan();
+        w.memory.note_observed(&plan, &w.observed, &w.cluster, w.now);
+        w.entry("vol", mount("a"));
+        w.expect(&[], &["vol bound"], &[]);
     }
 }
 
 #[test]
 fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
-    let missing: [(&str, Happens); 11] = [
+    let missing: [(&str, Happens); 10] = [
         ("no entry", |_| {}),
         ("unmounted", |w| done(w.entry("vol", EntryKind::PlainDirectory))),
         ("source deleted", |w| {
             done(w.entry("vol", mount_with("a", |m| m.deleted = true)))
         }),
         ("a file", |w| done(w.entry("vol", EntryKind::File))),
-        ("read-only", |w| {
-            done(w.entry("vol", mount_with("a", |m| m.read_only = true)))
-        }),
         ("no directory", |w| {
             w.observed.directories.insert(key("fast"), Directory::Missing);
         }),
@@ -88,7 +94,7 @@ fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
             w.config.classes.remove("fast");
             w.pv(available("vol", "a").without(names::CLASS_DIRECTORY));
         }),
-        ("hangs no more", |w| done(w.entry("vol", EntryKind::DanglingSymlink))),
+        ("dangling", |w| done(w.entry("vol", EntryKind::DanglingSymlink))),
     ];
     for (what, happens) in missing {
         for mut w in both_modes() {

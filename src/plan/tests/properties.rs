@@ -18,7 +18,7 @@ const DISKS: [&str; 4] = ["a", "b", "c", "d"];
 
 fn any_kind() -> impl Strategy<Value = EntryKind> {
     let disk_name = prop::sample::select(&DISKS[..]);
-    (disk_name, 0..12_u8).prop_map(|(uuid, what)| match what {
+    (disk_name, 0..14_u8).prop_map(|(uuid, what)| match what {
         0 => EntryKind::PlainDirectory,
         1 => EntryKind::Failed("EIO".into()),
         2 => EntryKind::Unresponsive("open".into()),
@@ -26,6 +26,8 @@ fn any_kind() -> impl Strategy<Value = EntryKind> {
         4 => mount_with(uuid, |m| m.read_only = true),
         5 => mount_with(uuid, |m| m.id = Err("EIO".into())),
         6 => disk(uuid),
+        7 => mount_with(uuid, |m| m.failing = Some("errors".into())),
+        8 => EntryKind::Failing("EIO".into()),
         _ => mount(uuid),
     })
 }

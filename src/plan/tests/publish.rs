@@ -26,13 +26,13 @@ fn every_qualifying_entry_is_published_and_every_other_says_why_not() {
         (EntryKind::Failed("EIO".into()), "vol ignored failed"),
         (EntryKind::Unresponsive("statfs".into()), "vol unresponsive"),
         (mount_with("a", |m| m.deleted = true), "vol ignored source-deleted"),
-        (mount_with("a", |m| m.read_only = true), "vol ignored read-only"),
+        (mount_with("a", |m| m.read_only = true), "vol held read-only"),
         (mount_with("a", |m| m.capacity_bytes = 0), "vol ignored no-capacity"),
         (
             mount_with("a", |m| m.id = Err("ENOTTY".into())),
             "vol held identity-unknown",
         ),
-        (disk_with("a", |d| d.read_only = true), "vol ignored read-only"),
+        (disk_with("a", |d| d.read_only = true), "vol held read-only"),
         (disk_with("a", |d| d.capacity_bytes = 0), "vol ignored no-capacity"),
         (
             disk_with("a", |d| d.users = Some(vec!["swap".into()])),
@@ -181,7 +181,7 @@ fn storage_that_a_pv_stands_for_is_not_published_again() {
     w.expect(
         &[],
         &["vol1 ignored duplicate", "vol2 vanished"],
-        &["pv-vol2 VolumeVanished"],
+        &["pv-vol2 VolumeVanished", "default/claim VolumeVanished"],
     );
     // Noted on a PV that is gone.
     let mut w = world();

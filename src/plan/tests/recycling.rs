@@ -5,7 +5,9 @@ use crate::cluster::{JobProgress, Mode, Phase, Pv};
 use crate::memory::{ClaimState, ScrubState};
 use crate::names;
 use crate::observed::{Directory, EntryKind};
-use crate::reason::Held;
+use crate::plan::Health;
+use crate::reason::{Ailment, Held};
+use crate::scrub::progress::{Progress, Snapshot, Unit};
 
 /// A PV on its way back, whose next step is the scrub.
 fn returning(mode: Mode, entry: &str, uuid: &str) -> Pv {
@@ -501,4 +503,40 @@ fn a_refused_write_is_tried_again_when_it_is_due() {
     w.expect_actions(&["delete pv-vol"]);
     w.memory.in_flight.insert("pv-vol".into());
     w.expect_actions(&[]);
+}
+
+#[test]
+fn a_scrub_that_hangs_keeps_no_slot_and_is_never_begun_twice() {
+    let mut w = world();
+    w.limits.scrub_concurrency = 1;
+    let hung = available("hung", "a").released().terminating();
+    w.pv(hung.clone())
+        .pv(available("vol", "b").released().terminating())
+        .entry("hung", mount("a"))
+        .entry("vol", mount("b"))
+        .scrub(&hung, running());
+    let timeout = secs(600);
+    let progress = Progress::with_stall_timeout(Unit::Entries, timeout).snapshot();
+    w.progress.insert(hung.uid.clone(), progress.clone());
+    w.expect(&[], &["hung scrubbing", "vol released"], &[]);
+    let stalled = Snapshot {
+        stalled: Some(timeout),
+        ..progress.clone()
+    };
+    w.progress.insert(hung.uid.clone(), stalled);
+    w.expect(
+        &["scrub pv-vol (files, filesystem uuid=b)"],
+        &["hung unresponsive", "vol scrubbing"],
+        &["pv-hung VolumeFailedDelete"],
+    );
+    assert_eq!(w.plan().volumes[0].health, Health::Bad(Ailment::Unresponsive));
+    // It is stopped all the same, when it comes back, if its claim is another.
+    w.pv(hung.clone().with(|pv| pv.claim = Some(claim("c2"))));
+    assert!(w.actions().contains(&"abort uid-hung".to_owned()), "{:?}", w.actions());
+    // It has come back, and both run.
+    w.pv(hung);
+    w.progress.insert("uid-hung".into(), progress);
+    let other = w.cluster.pvs["pv-vol"].clone();
+    w.scrub(&other, running());
+    w.expect(&[], &["hung scrubbing", "vol scrubbing"], &[]);
 }

@@ -242,12 +242,15 @@ impl World {
         self.plan().volumes.iter().map(state_in_words).collect()
     }
 
-    /// `<PV> <reason of the event>`, one for each notice.
+    /// `<PV or claim> <reason of the event>`, one for each notice.
     pub(super) fn notices(&self) -> Vec<String> {
         let plan = self.plan();
         plan.events
             .iter()
-            .map(|notice| format!("{} {}", notice.pv, notice.reason))
+            .map(|notice| {
+                let claim = notice.claim.as_ref().map(ToString::to_string);
+                format!("{} {}", claim.unwrap_or_else(|| notice.pv.clone()), notice.reason)
+            })
             .collect()
     }
 
@@ -345,6 +348,7 @@ pub(super) fn mount_with(uuid: &str, change: impl FnOnce(&mut MountFacts)) -> En
         subtree: PathBuf::from("/"),
         fs_type: "ext4".into(),
         read_only: false,
+        failing: None,
         deleted: false,
         capacity_bytes: 5 << 30,
         id: Ok(id(&format!("filesystem uuid={uuid}"))),
@@ -371,6 +375,7 @@ pub(super) fn disk_with(wwn: &str, change: impl FnOnce(&mut DeviceFacts)) -> Ent
         kernel_name: format!("sd{wwn}"),
         capacity_bytes: 5 << 30,
         read_only: false,
+        failing: None,
         id: Ok(id(&format!("device wwn={wwn}"))),
         storage_keys: vec![format!("wwn:{wwn}")],
         users: Some(Vec::new()),

@@ -48,6 +48,7 @@ fn look(device: &JobDevice, scan: &ScanSettings) -> Option<Held> {
     let users = facts.users.filter(|users| !users.is_empty());
     users
         .map(|users| Held::InUse(users.join(", ")))
+        .or_else(|| facts.failing.map(Held::Failing))
         .or_else(|| facts.read_only.then_some(Held::ReadOnly))
 }
 
