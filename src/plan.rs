@@ -141,6 +141,18 @@ pub enum State {
 }
 
 impl State {
+    /// All that [`State::word`] says.
+    pub const WORDS: [&str; 8] = [
+        "ignored",
+        "available",
+        "bound",
+        "released",
+        "scrubbing",
+        "held",
+        "unresponsive",
+        "vanished",
+    ];
+
     /// The state as one word: a metric label and a table cell.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -153,6 +165,16 @@ impl State {
             Self::Held(_) => "held",
             Self::Unresponsive(_) => "unresponsive",
             Self::Vanished(_) => "vanished",
+        }
+    }
+
+    /// Why, without what to do about it, for the states that have a reason.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Ignored(reason) => Some(reason.cause()),
+            Self::Held(reason) => Some(reason.cause()),
+            state => state.reason(),
         }
     }
 

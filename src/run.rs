@@ -30,7 +30,7 @@ use crate::failpoint;
 use crate::http::Health;
 use crate::lock::Locks;
 use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Plan};
 use crate::scan::{Scanner, Tables};
@@ -39,7 +39,7 @@ use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::status::{self, Board};
 use crate::sys;
-use crate::wakes::{Directories, MountTables};
+use crate::wakes::{Cause, Directories, MountTables};
 use crate::watch::Shared;
 
 use look::{Calm, Eyes};
@@ -108,6 +108,7 @@ struct Daemon {
 pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
     let health = Arc::new(Health::default());
+    let client = metrics::measured(client, Arc::clone(&metrics));
     let server = serve(&settings, &health, &metrics).await?;
     let board = Arc::new(Board::new(&settings.node_name, Arc::clone(&health)));
     let page = status::page::serve(settings.status_address, Arc::clone(&board));
@@ -166,12 +167,19 @@ impl Daemon {
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
         let mut by_timer = false;
+        self.shared.wake.note(Cause::Start);
         loop {
+            self.shared
+                .wake
+                .take_causes()
+                .for_each(|cause| self.metrics.woken(cause));
             let began = self.now();
             self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
-            self.pace.spent(self.now() - began, self.now());
+            let took = self.now() - began;
+            self.metrics.pass_ended(took);
+            self.pace.spent(took, self.now());
             let safety = self.now() + self.settings.limits.discovery_period;
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
             // When a whole period has passed and there was nothing to do after it.
@@ -179,13 +187,16 @@ impl Daemon {
                 sys::memory::give_back();
             }
             tokio::select! {
-                () = self.shared.wake.notified() => {}
+                () = self.shared.wake.woken() => {}
                 Some(done) = self.tasks.join_next() => self.settle_task(done)?,
                 Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
                 Some(ended) = self.jobs.watch.join_next() => {
                     self.jobs_refused(ended.context("the watch of Jobs failed")?);
                 }
-                () = tokio::time::sleep(wait) => by_timer = true,
+                () = tokio::time::sleep(wait) => {
+                    self.shared.wake.note(Cause::Timer);
+                    by_timer = true;
+                }
             }
             let rest = self.pace.rest(self.now());
             if !rest.is_zero() {
@@ -200,7 +211,9 @@ impl Daemon {
 
     fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
         self.calm = None;
-        self.settle(done.context("a task of the daemon failed")?);
+        let done = done.context("a task of the daemon failed")?;
+        self.shared.wake.note(done.cause());
+        self.settle(done);
         Ok(())
     }
 
@@ -309,7 +322,8 @@ impl Daemon {
         };
         let plan = plan::plan(&inputs(&self.memory));
         self.memory.note_observed(&plan, observed, store.cluster(), now);
-        self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
+        self.metrics
+            .pass(&plan, config, store.cluster(), ownership, &self.memory);
         plan
     }
 
@@ -338,7 +352,7 @@ impl Daemon {
         self.board.configuration(&loaded, changed);
         if changed {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
-            self.shared.wake.notify_one(); // The directories may be others now.
+            self.shared.wake.wake(Cause::Configuration); // The directories may be others now.
             let before = self.config.take();
             self.jobs_configured(before.as_ref(), &loaded.config);
             self.config = Some(loaded.config);

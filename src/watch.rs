@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -12,7 +12,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
-use tokio::sync::Notify;
+use prometheus::IntCounterVec;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -20,6 +20,7 @@ use crate::api::{self, WriteError};
 use crate::cluster::Mode;
 use crate::names;
 use crate::store::Store;
+use crate::wakes::{Cause, Wake};
 
 /// A watch call is renewed after this time, give or take: before the 350 s after which load balancers forget idle
 /// connections. Nodes that started together do not renew together.
@@ -39,7 +40,9 @@ const PAGE_OF_WHOLE: u32 = 100;
 pub struct Shared {
     store: Arc<Mutex<Store>>,
     /// "Look again".
-    pub wake: Arc<Notify>,
+    pub wake: Arc<Wake>,
+    /// What counts watches that failed, by resource; may be left unset.
+    pub restarts: Arc<OnceLock<IntCounterVec>>,
 }
 
 impl Shared {
@@ -55,7 +58,7 @@ impl Shared {
         let before = store.version();
         change(&mut store);
         if store.version() != before {
-            self.wake.notify_one();
+            self.wake.wake(Cause::Api);
         }
     }
 }
@@ -68,15 +71,16 @@ fn config() -> watcher::Config {
 
 /// Runs a watch for ever: errors are waited out, and a stream whose start is refused with 410 is made anew (the library
 /// would retry it with the same resourceVersion).
-async fn keep<K, S>(what: &str, make: impl Fn() -> S, seen: impl FnMut(Event<K>))
+async fn keep<K, S>(shared: &Shared, what: &str, make: impl Fn() -> S, seen: impl FnMut(Event<K>))
 where
     S: Stream<Item = watcher::Result<Event<K>>> + Send,
 {
-    match keep_until(what, make, seen, |_| None::<Infallible>).await {}
+    match keep_until(shared, what, make, seen, |_| None::<Infallible>).await {}
 }
 
 /// As [`keep`], until an error that ends it.
 async fn keep_until<K, S, T>(
+    shared: &Shared,
     what: &str,
     make: impl Fn() -> S,
     mut seen: impl FnMut(Event<K>),
@@ -96,6 +100,9 @@ where
                 Err(err) => {
                     if let Some(end) = over(&err) {
                         return end;
+                    }
+                    if let Some(restarts) = shared.restarts.get() {
+                        restarts.with_label_values(&[what]).inc();
                     }
                     failures = if failed_at.elapsed() > CALM { 1 } else { failures + 1 };
                     failed_at = Instant::now();
@@ -142,6 +149,7 @@ pub async fn persistent_volumes(client: Client, shared: Shared, mode: Mode, host
         Mode::Classic => config(),
     };
     keep(
+        &shared,
         "persistentvolumes",
         || watcher(api.clone(), config.clone()),
         |event| match event {
@@ -245,7 +253,7 @@ pub async fn storage_classes(client: Client, shared: Shared) {
     let mut classes = Whole::new();
     let stream =
         || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
-    keep("storageclasses", stream, |event| {
+    keep(&shared, "storageclasses", stream, |event| {
         let starting = matches!(event, Event::Init);
         if classes.take(event) && !starting {
             shared.update(|store| store.classes(&classes.objects));
@@ -287,7 +295,7 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static
             shared.update(|store| store.jobs(jobs.objects.values()));
         }
     };
-    keep_until("jobs", stream, seen, refused_verb).await
+    keep_until(&shared, "jobs", stream, seen, refused_verb).await
 }
 
 /// The verb that is not permitted, if that is the error.
@@ -324,7 +332,7 @@ async fn unlabelled_jobs(client: &Client, shared: &Shared, namespace: &str) -> R
 pub async fn node(client: Client, shared: Shared, name: String) {
     let api: Api<Node> = Api::all(client);
     let stream = || watcher(api.clone(), config().fields(&format!("metadata.name={name}")));
-    keep("nodes", stream, |event| {
+    keep(&shared, "nodes", stream, |event| {
         if let Event::Apply(node) | Event::InitApply(node) = event {
             shared.update(|store| store.node(&node));
         }

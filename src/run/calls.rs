@@ -171,7 +171,8 @@ impl Daemon {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
-        let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
+        let progress = Progress::new(unit, 0).counted_by(self.metrics.scrub_counter(unit));
+        let cancel = Cancel::new();
         let scrub = Scrub {
             claim_uid: order.claim_uid.clone(),
             failures,

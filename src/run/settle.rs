@@ -17,6 +17,7 @@ use crate::plan::{JobOrder, Notice, PvRef, ScrubOrder, Severity};
 use crate::reason::Held;
 use crate::recycle::Clean;
 use crate::scrub::ScrubError;
+use crate::wakes::Cause;
 
 /// Something that was started and has ended.
 pub(super) enum Done {
@@ -90,6 +91,16 @@ pub(super) enum Done {
     },
 }
 
+impl Done {
+    /// As what it leads to a look.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Scrubbed { .. } => Cause::Scrub,
+            _ => Cause::Call,
+        }
+    }
+}
+
 impl Daemon {
     /// Takes in how something ended.
     pub(super) fn settle(&mut self, done: Done) {
@@ -139,6 +150,7 @@ impl Daemon {
                 }
             }
             Done::Posted { notice, event } => {
+                self.metrics.event(event.is_some());
                 if let Some((name, count)) = event {
                     self.told.posted(notice, name, count);
                 }
@@ -166,7 +178,9 @@ impl Daemon {
             Ok(made) => {
                 let pv = Pv::from(&made);
                 info!(pv = %name, path = %pv.path.clone().unwrap_or_default().display(), class = %pv.class, capacity = %pv.capacity, "PersistentVolume created");
-                self.metrics.created(pv.mode, since_look);
+                if let Some(path) = &pv.path {
+                    self.metrics.created(path, pv.mode, since_look);
+                }
                 self.memory.retries.remove(&name);
                 self.memory.creating.remove(&name);
                 self.memory.watched_since_creation.insert(pv.uid);
@@ -317,6 +331,7 @@ impl Daemon {
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.running.remove(uid);
         self.scrubs_ended += 1;
+        self.metrics.scrub_ended(took);
         let mode = self
             .shared
             .store()

@@ -21,6 +21,7 @@ pub(super) fn daemon(
     board: Arc<Board>,
 ) -> Daemon {
     let shared = Shared::default();
+    let _ = shared.restarts.set(metrics.watch_restarts()); // It is new, so nobody has set it.
     let eyes = Eyes {
         scanner: Scanner::new(settings.scan.clone()),
         locks: Locks::default(),
