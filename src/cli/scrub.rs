@@ -66,7 +66,6 @@ struct Task {
     expected: Option<VolumeId>,
     bytes_per_second: Option<NonZeroU64>,
     scan: ScanSettings,
-    tables: Tables,
     /// A hold has an exit code of its own.
     tells_holds: bool,
 }
@@ -204,7 +203,6 @@ fn task(cleaner: Cleaner, volume: Option<PathBuf>, volume_id: Option<String>) ->
         volume,
         expected,
         bytes_per_second,
-        tables: Tables::new(&ScanSettings::default()),
         scan: ScanSettings::default(),
         tells_holds: false,
     })
@@ -275,8 +273,8 @@ impl Task {
     }
 
     fn device(&self, progress: &Progress, cancel: &Cancel) -> Result<(), ScrubError> {
-        let device = recycle::claim(&self.volume, &self.scan, &self.tables)?;
-        let (scan, tables, expected) = (&self.scan, &self.tables, self.expected.as_ref());
+        let (scan, tables, expected) = (&self.scan, &Tables::new(&self.scan), self.expected.as_ref());
+        let device = recycle::claim(&self.volume, scan, tables)?;
         let examine = || recycle::examine_device(&device, &self.volume, scan, tables, expected);
         let facts = examine()?;
         let steering = Steering::new(progress, cancel, self.bytes_per_second);
@@ -289,10 +287,11 @@ impl Task {
         let name = self.volume.file_name().ok_or_else(no_name)?;
         let parent = self.volume.parent().filter(|parent| *parent != Path::new(""));
         let root = filesystem::open_mount_root(parent.unwrap_or(Path::new(".")), name)?;
-        let mount = recycle::examine_filesystem(&root, &self.scan, &self.tables, self.expected.as_ref())?;
+        let tables = Tables::new(&self.scan);
+        let mount = recycle::examine_filesystem(&root, &self.scan, &tables, self.expected.as_ref())?;
         let mut check = || {
-            let (_, host) = self.tables.host();
-            recycle::check_nested(&mount, &self.tables, &host)?;
+            let (_, host) = tables.host();
+            recycle::check_nested(&mount, &tables, &host)?;
             match host
                 .pods()
                 .iter()
