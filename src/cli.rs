@@ -98,6 +98,12 @@ struct RunArgs {
     /// The configuration: the ConfigMap, mounted as a volume
     #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
     config_dir: PathBuf,
+    /// The name of that ConfigMap, in MY_NAMESPACE: events about the configuration are on it
+    #[arg(long, value_name = "NAME")]
+    config_map: Option<String>,
+    /// Remove the startup taint only when so many volumes of a class are published, such as fast=2,raw=1
+    #[arg(long, value_name = "CLASS=NUMBER", value_delimiter = ',', value_parser = ready_volumes)]
+    ready_volumes: Vec<(String, usize)>,
     /// How log lines are written
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -119,6 +125,13 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
         result => result.map_err(|error| error.to_string()),
     }
+}
+
+fn ready_volumes(text: &str) -> Result<(String, usize), String> {
+    let expected = || "expected CLASS=NUMBER, such as fast=2".to_owned();
+    let (class, number) = text.split_once('=').ok_or_else(expected)?;
+    crate::config::names::check_object_name(class).map_err(|why| format!("{class:?} is no class: {why}"))?;
+    Ok((class.to_owned(), number.parse().map_err(|_| expected())?))
 }
 
 /// The program: parses the command line and does what it says.
@@ -203,6 +216,13 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         namespace,
         job_image: variable("JOB_CONTAINER_IMAGE"),
         config_dir: args.config_dir.clone(),
+        config_map: args.config_map.clone(),
+        pod: variable("POD_NAME").map(|name| crate::settings::Pod {
+            name,
+            uid: variable("POD_UID"),
+        }),
+        ready_volumes: args.ready_volumes.iter().cloned().collect(),
+        stuck_after: crate::http::STUCK_AFTER,
         listen_address: address("--listen-address", &args.listen_address)?,
         status_address: address("--status-address", &args.status_address)?,
         metrics_path: args.metrics_path.clone(),

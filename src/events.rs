@@ -96,6 +96,38 @@ pub async fn post(
     }
 }
 
+/// Something to tell about an object that is no PV.
+#[derive(Debug, Clone)]
+pub struct Telling {
+    /// Which.
+    pub about: ObjectReference,
+    /// Normal or Warning.
+    pub severity: Severity,
+    /// The event's reason.
+    pub reason: &'static str,
+    /// The event's message.
+    pub message: String,
+}
+
+/// Posts an event about an object that is no PV, in its namespace. One that cannot be posted is logged and forgotten.
+pub async fn tell(client: &Client, source: &str, host: &str, telling: &Telling) {
+    let notice = Notice {
+        pv: telling.about.name.clone().unwrap_or_default(),
+        uid: String::new(),
+        severity: telling.severity,
+        reason: telling.reason,
+        message: telling.message.clone(),
+    };
+    let namespace = telling.about.namespace.as_deref().unwrap_or(NAMESPACE);
+    let mut event = event(source, host, &notice, Timestamp::now());
+    event.metadata.namespace = Some(namespace.to_owned());
+    event.involved_object = telling.about.clone();
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    if let Err(err) = api.create(&PostParams::default(), &event).await {
+        debug!(about = %notice.pv, reason = notice.reason, error = %err, "event cannot be posted");
+    }
+}
+
 fn event(source: &str, host: &str, notice: &Notice, now: Timestamp) -> Event {
     let nanoseconds = now.as_nanosecond();
     Event {

@@ -62,6 +62,10 @@ pub(super) enum Done {
         notice: Notice,
         event: Option<(String, i32)>,
     },
+    /// An event about something else than a PV was posted, or not.
+    Told,
+    /// The Node, and whether the startup taint was removed from it.
+    Untainted(Result<(k8s_openapi::api::core::v1::Node, bool), WriteError>),
     Mode(Result<Mode, WriteError>),
     JobPermission(Result<Option<&'static str>, WriteError>),
     ReadJob {
@@ -112,6 +116,8 @@ impl Daemon {
                 let reading = ClaimReading { at: self.now(), state };
                 self.memory.claims.insert(claim, reading);
             }
+            Done::Told => {}
+            Done::Untainted(result) => self.untainted(result),
             Done::ReadNode(result) => {
                 self.memory.in_flight.remove("the own node");
                 match result {
