@@ -137,6 +137,9 @@ fn head(status: &Status) -> String {
             None => "not yet".into(),
         }
     ));
+    if let Some(what) = &status.startup_taint {
+        line(format!("startup taint: {what}"));
+    }
     match &status.host_mounts {
         Some(host) if host.seen => line("mounts of pods are seen".into()),
         Some(host) => line(format!(
