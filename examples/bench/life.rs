@@ -17,6 +17,10 @@ use crate::report::Report;
 const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Between two passes over what nothing happens to: the default of `--discovery-period`.
+const PERIOD: Duration = Duration::from_secs(10);
+/// So many are measured.
+const PASSES: u32 = 2;
 /// Longer than the period between two looks.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -68,13 +72,8 @@ pub(crate) async fn start(
     available(cluster, USUAL).await?;
     tokio::time::sleep(QUIET).await;
     let memory = running.memory()?;
-    report.add(
-        column,
-        "resident memory, 20 volumes",
-        "MB",
-        memory.resident as f64 / 1e3,
-    );
-    report.add(column, "of that anonymous", "MiB", memory.anonymous as f64 / 1024.0);
+    report.add(column, "resident memory, 20 volumes", "MB", memory.resident);
+    report.add(column, "of that anonymous", "MB", memory.anonymous);
     let sizes = cluster
         .seen
         .now()
@@ -93,6 +92,23 @@ pub(crate) async fn measure(
     report: &mut Report,
     column: usize,
 ) -> Result<()> {
+    drop(idle(cluster, binary, scale, report, column).await?);
+    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
+    tokio::time::sleep(SETTLE).await;
+    mount_some(cluster, scale, report, column).await?;
+    recycle_some(cluster, scale, report, Some(column)).await?;
+    drop(running);
+    many(cluster, binary, scale, report, column).await
+}
+
+/// Starts it with the usual volumes, and measures what it costs while nothing happens.
+pub(crate) async fn idle(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<Running> {
     let (running, proxy) = start(cluster, binary, report, column).await?;
     let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
     tokio::time::sleep(scale.window).await;
@@ -113,14 +129,7 @@ pub(crate) async fn measure(
         "B",
         sent as f64 / minutes,
     );
-
-    drop(running);
-    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
-    tokio::time::sleep(SETTLE).await;
-    mount_some(cluster, scale, report, column).await?;
-    recycle_some(cluster, scale, report, Some(column)).await?;
-    drop(running);
-    many(cluster, binary, scale, report, column).await
+    Ok(running)
 }
 
 /// One volume after the other is mounted.
@@ -153,7 +162,13 @@ async fn recycle_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report,
 }
 
 /// Many volumes are there when it starts, and many of them are released at once.
-async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mut Report, column: usize) -> Result<()> {
+pub(crate) async fn many(
+    cluster: &Cluster<'_>,
+    binary: &Binary,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
     cluster.clear().await?;
     entries(0, scale.volumes).try_for_each(|entry| cluster.mount(&entry))?;
     let mut running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
@@ -167,17 +182,21 @@ async fn many(cluster: &Cluster<'_>, binary: &Binary, scale: &Scale, report: &mu
     running.check()?;
     let cpu = milliseconds(running.cpu()?) / 1e3;
     report.add(column, "CPU until then", "s", cpu);
-    let resident = running.memory()?.resident as f64;
+    let resident = running.memory()?.resident;
     let name = format!("resident memory, {} volumes", scale.volumes);
-    report.add(column, &name, "MiB", resident / 1024.0);
+    report.add(column, &name, "MB", resident);
+    let cpu = running.cpu()?;
+    tokio::time::sleep(PASSES * PERIOD).await;
+    let pass = (running.cpu()? - cpu) / PASSES;
+    let name = format!("a pass over {} unchanged volumes, CPU", scale.volumes);
+    report.add(column, &name, "ms", milliseconds(pass));
     let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
     cluster.bind(&names).await?;
-    report.add(
-        column,
-        &at_once(scale),
-        "s",
-        cluster.recycle(&names).await?.as_secs_f64(),
-    );
+    let cpu = running.cpu()?;
+    let took = cluster.recycle(&names).await?;
+    report.add(column, &at_once(scale), "s", took.as_secs_f64());
+    let cpu = milliseconds(running.cpu()? - cpu) / 1e3;
+    report.add(column, "CPU for that", "s", cpu);
     running.check()
 }
 
@@ -211,7 +230,11 @@ pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Re
     recycle_some(cluster, scale, report, None).await?;
     recycler.abort();
     cluster.clear().await?;
+    floors_of_many(cluster, scale, report).await
+}
 
+/// What many volumes take whoever publishes or recycles them.
+pub(crate) async fn floors_of_many(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report) -> Result<()> {
     let objects: Vec<PersistentVolume> = entries(0, scale.volumes)
         .map(|entry| cluster.pv(&entry))
         .collect::<Result<_>>()?;
@@ -237,36 +260,38 @@ pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Re
 pub(crate) async fn crowded(
     cluster: &Cluster<'_>,
     binary: &Binary,
+    foreign: usize,
     scale: &Scale,
     report: &mut Report,
     column: usize,
 ) -> Result<()> {
-    let beside = format!("beside {} PVs of other nodes", scale.foreign);
+    let beside = format!("beside {foreign} PVs of other nodes");
     entries(0, USUAL).try_for_each(|entry| cluster.mount(&entry))?;
     let proxy = Proxy::to(cluster.plane.server()).await?;
     let mut running: Running =
         binary.start(&cluster.name, &cluster.kubeconfig(Some(proxy.address))?, &cluster.log())?;
     let mut seen = cluster.seen.clone();
     let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
-    report.add(
-        column,
-        &format!("{FIRST_PV}, {beside}"),
-        "ms",
-        milliseconds(first - running.began),
-    );
+    let mut add = |what: &str, unit: &'static str, value: f64| {
+        report.add(column, &format!("{what}, {beside}"), unit, value);
+    };
+    add(FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    tokio::time::sleep(SETTLE).await;
-    let received = proxy.received() as f64 / 1e3;
-    report.add(column, &format!("kB received at start, {beside}"), "kB", received);
-    let name = format!("resident memory 3 s after its start, {beside}");
-    report.add(column, &name, "MiB", running.memory()?.resident as f64 / 1024.0);
-    let (cpu, received) = (running.cpu()?, proxy.received());
+    tokio::time::sleep(QUIET).await;
+    add("CPU of the start", "ms", milliseconds(running.cpu()?));
+    add("received at start", "kB", proxy.received() as f64 / 1e3);
+    let memory = running.memory()?;
+    add("resident memory", "MB", memory.resident);
+    add("of that anonymous", "MB", memory.anonymous);
     let time = scale.window.min(Duration::from_secs(20));
-    cluster.change_foreign(scale.foreign, 50, time).await?;
-    let seconds = time.as_secs_f64();
-    let cpu = milliseconds(running.cpu()? - cpu) / seconds;
-    report.add(column, "50 updates/s of those, CPU per second", "ms", cpu);
-    let received = (proxy.received() - received) as f64 / 1e3 / seconds;
-    report.add(column, "50 updates/s of those, received per second", "kB", received);
+    let (cpu, received) = (running.cpu()?, proxy.received());
+    cluster.change_foreign(foreign, 50, time).await?;
+    if foreign > 0 {
+        let seconds = time.as_secs_f64();
+        let cpu = milliseconds(running.cpu()? - cpu) / seconds;
+        let received = (proxy.received() - received) as f64 / 1e3 / seconds;
+        add("50 updates/s of those, CPU per second", "ms", cpu);
+        add("50 updates/s of those, received per second", "kB", received);
+    }
     running.check()
 }

@@ -35,9 +35,9 @@ struct Args {
     /// An argument for the other program; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     vs_arg: Vec<String>,
-    /// Only start it with 20 volumes, and measure its memory
-    #[arg(long)]
-    memory: bool,
+    /// Measure only this
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Fewer repetitions, shorter windows, smaller disks
     #[arg(long)]
     quick: bool,
@@ -47,6 +47,21 @@ struct Args {
     /// Write all figures to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// A part that can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The memory with 20 volumes
+    Memory,
+    /// What an idle process with 20 volumes costs
+    Idle,
+    /// Many volumes at start, passes over them, and many released at once
+    Burst,
+    /// The same node alone and beside the PVs of many others
+    Crowd,
+    /// Scrubs beside rm, dd and blkdiscard
+    Scrubs,
 }
 
 /// How much is measured.
@@ -146,30 +161,42 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     let host_mountinfo = format!("--host-mountinfo=/proc/{}/mountinfo", std::process::id());
     let ours = Binary::new(&args.program, vec![host_mountinfo])?;
     let other = args.vs.as_ref().map(|path| Binary::new(path, args.vs_arg.clone()));
+    let wanted = |part| args.only.is_none_or(|only| only == part);
     let binaries: Vec<Binary> = [Some(Ok(ours)), other].into_iter().flatten().collect::<Result<_>>()?;
-    if args.memory {
-        for (column, binary) in binaries.iter().enumerate() {
-            let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
-            life::start(&cluster, binary, &mut report, column).await?;
-            cluster.clear().await?;
-        }
-        return Ok(report);
+    if wanted(Part::Scrubs) {
+        scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     }
-    scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     for (column, binary) in binaries.iter().enumerate() {
         let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
-        life::measure(&cluster, binary, &scale, &mut report, column).await?;
+        match args.only {
+            None => life::measure(&cluster, binary, &scale, &mut report, column).await?,
+            Some(Part::Memory) => drop(life::start(&cluster, binary, &mut report, column).await?),
+            Some(Part::Idle) => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
+            Some(Part::Burst) => life::many(&cluster, binary, &scale, &mut report, column).await?,
+            Some(Part::Scrubs | Part::Crowd) => {}
+        }
         cluster.clear().await?;
     }
     let cluster = Cluster::new(&plane, dir, "floor").await?;
-    life::floors(&cluster, &scale, &mut report).await?;
+    match args.only {
+        None => life::floors(&cluster, &scale, &mut report).await?,
+        Some(Part::Burst) => life::floors_of_many(&cluster, &scale, &mut report).await?,
+        Some(_) => {}
+    }
     cluster.clear().await?;
-    eprintln!("bench: making {} PVs of other nodes", scale.foreign);
-    cluster.make_foreign(scale.foreign).await?;
-    for (column, binary) in binaries.iter().enumerate() {
-        let cluster = Cluster::new(&plane, dir, &format!("crowd{column}")).await?;
-        life::crowded(&cluster, binary, &scale, &mut report, column).await?;
-        cluster.clear().await?;
+    if wanted(Part::Crowd) {
+        // What a node costs alone, and beside many others.
+        for foreign in [0, scale.foreign] {
+            eprintln!("bench: making {foreign} PVs of other nodes");
+            for (column, binary) in binaries.iter().enumerate() {
+                let cluster = Cluster::new(&plane, dir, &format!("crowd{column}-{foreign}")).await?;
+                if column == 0 {
+                    cluster.make_foreign(foreign).await?;
+                }
+                life::crowded(&cluster, binary, foreign, &scale, &mut report, column).await?;
+                cluster.clear().await?;
+            }
+        }
     }
     Ok(report)
 }

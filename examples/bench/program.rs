@@ -59,11 +59,11 @@ pub(crate) struct Running {
     log: PathBuf,
 }
 
-/// In KiB, which /proc calls kB.
+/// In MB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    pub(crate) resident: u64,
-    pub(crate) anonymous: u64,
+    pub(crate) resident: f64,
+    pub(crate) anonymous: f64,
 }
 
 impl Running {
@@ -96,9 +96,11 @@ impl Running {
 
     pub(crate) fn memory(&self) -> Result<Memory> {
         let status = self.proc("status")?;
+        // The file's kB are of 1,024 bytes (proc(5)).
+        let megabytes = |kib: u64| kib as f64 * 1024.0 / 1e6;
         Ok(Memory {
-            resident: number(&status, "VmRSS:")?,
-            anonymous: number(&status, "RssAnon:")?,
+            resident: megabytes(number(&status, "VmRSS:")?),
+            anonymous: megabytes(number(&status, "RssAnon:")?),
         })
     }
 

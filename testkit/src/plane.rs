@@ -2,7 +2,7 @@
 //! free ports of 127.0.0.1, with TLS, tokens and RBAC. There is no kubelet: Nodes are objects made by hand, pods are
 //! scheduled (which binds their claims) and never run.
 //!
-//! The Kubernetes programs come from `$KUBE_BIN` (default `~/.cache/kube`), etcd from the PATH. One plane serves all
+//! The Kubernetes programs come from `$KUBE_BIN` (default `~/.cache/kube`), etcd from there or the PATH. One plane serves all
 //! tests of a binary: keep it in a `static OnceLock`. Its processes end with the test process, however that ends, and
 //! its files are removed.
 
@@ -59,7 +59,8 @@ impl Plane {
         }
         let path = env::var_os("PATH").unwrap_or_default();
         for program in ["etcd", "setpriv", "openssl"] {
-            if !env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+            let beside = program == "etcd" && etcd_program().is_absolute();
+            if !beside && !env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
                 return Err(format!("no {program} in the PATH"));
             }
         }
@@ -160,7 +161,7 @@ impl Plane {
         let client_url = format!("http://127.0.0.1:{etcd}");
         self.processes.start(
             "etcd",
-            Path::new("etcd"),
+            &etcd_program(),
             &[
                 format!("--data-dir={}", self.text("etcd")),
                 "--unsafe-no-fsync".to_owned(),
@@ -317,4 +318,10 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
         listeners.push(listener);
     }
     Ok(ports)
+}
+
+/// The etcd beside the Kubernetes programs, else that of the PATH.
+fn etcd_program() -> PathBuf {
+    let beside = kube_bin().join("etcd");
+    if beside.is_file() { beside } else { "etcd".into() }
 }

@@ -1,4 +1,4 @@
-//! What the walk remembers of each directory on the way down.
+//! What the walk remembers of each directory on the way down, and of the names that it has read.
 
 use super::open::FileId;
 use rustix::fd::OwnedFd;
@@ -28,6 +28,10 @@ impl Names {
         self.0.extend_from_slice(name.to_bytes_with_nul());
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn pop(&mut self) -> Option<CString> {
         let end = self.0.len().checked_sub(1)?;
         let start = self.0[..end]
@@ -37,6 +41,48 @@ impl Names {
         let name = CString::new(&self.0[start..end]).ok();
         self.0.truncate(start);
         name
+    }
+}
+
+/// Names of entries that are no directories, to be removed in the order of their inodes: on filesystems that hash names
+/// (ext4) the order of a directory is random, and each removal would touch another block of the inode table.
+#[derive(Default)]
+pub(super) struct Files {
+    names: Vec<u8>,
+    /// The inode, and where the name begins.
+    found: Vec<(u64, usize)>,
+}
+
+impl Files {
+    /// As many as rm sorts at once.
+    const MOST: usize = 100_000;
+    /// Long names are fewer at a time.
+    const MOST_BYTES: usize = 4 << 20;
+
+    pub(super) fn push(&mut self, inode: u64, name: &CStr) {
+        self.found.push((inode, self.names.len()));
+        self.names.extend_from_slice(name.to_bytes_with_nul());
+    }
+
+    /// Whether it is time to remove them.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() >= Self::MOST || self.names.len() >= Self::MOST_BYTES
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.names.clear();
+        self.found.clear();
+    }
+
+    /// The names in the order of their inodes.
+    pub(super) fn sorted(&mut self) -> impl Iterator<Item = &CStr> {
+        self.found.sort_unstable();
+        let names = &self.names;
+        let from = |(_, start): &(u64, usize)| names.get(*start..);
+        self.found
+            .iter()
+            .filter_map(from)
+            .filter_map(|rest| CStr::from_bytes_until_nul(rest).ok())
     }
 }
 
@@ -71,6 +117,8 @@ impl Level {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -85,5 +133,22 @@ mod tests {
         assert_eq!(names.pop().as_deref(), Some(c"b\xff\n"));
         assert_eq!(names.pop().as_deref(), Some(c"a"));
         assert_eq!(names.pop(), None);
+    }
+
+    #[test]
+    fn files_are_sorted_by_inode_and_bounded() {
+        let mut files = Files::default();
+        for (inode, name) in [(7, c"a"), (u64::MAX, c"b\xff"), (3, c"cc"), (7, c"d")] {
+            files.push(inode, name);
+        }
+        assert_eq!(files.sorted().collect::<Vec<_>>(), [c"cc", c"a", c"d", c"b\xff"]);
+        files.clear();
+        assert_eq!(files.sorted().next(), None);
+        let long = CString::new([b'x'; 255]).unwrap();
+        let full = (0..).find(|at| {
+            files.push(*at, &long);
+            files.is_full()
+        });
+        assert_eq!(full, Some((4 << 20) / 256 - 1));
     }
 }

@@ -1,14 +1,14 @@
 //! The walk that removes a tree: iterative, with a bounded number of descriptors and bounded memory, whatever the
 //! tenant left behind.
 //!
-//! Names are read in batches. Of each batch everything is unlinked at once, except directories that are not empty:
-//! their names are kept and descended into one by one. So a directory of a million files needs one buffer, and the
-//! parent is read on where it was left. The deepest [`OPEN_LEVELS`] directories stay open; those above are closed and
+//! Names are read in batches. Of each batch everything is unlinked, except directories that are not empty: their names
+//! are kept and descended into one by one. So a directory of a million files needs a few MiB, and the parent is read on
+//! where it was left. The deepest [`OPEN_LEVELS`] directories stay open; those above are closed and
 //! opened again through `..` on the way up, which counts only if it is the same inode on the same mount. Beyond
 //! [`REMEMBERED_LEVELS`] the topmost are forgotten, and the walk begins again at the root once it comes up to there.
 
 use super::attributes::{self, Unlocked};
-use super::level::{Level, Names};
+use super::level::{Files, Level, Names};
 use super::open::{DIRECTORY, FileId, Opener};
 use crate::failpoint;
 use crate::reason::Held;
@@ -31,7 +31,7 @@ const OPEN_LEVELS: usize = 32;
 /// With names of up to 255 bytes this is about 1 MiB. A tree that is deeper costs one more descent per this many levels.
 const REMEMBERED_LEVELS: usize = 4096;
 
-/// As rm and find use; a batch of names that are kept is never longer.
+/// As rm and find use; the names of directories that a batch keeps take hardly more.
 const BUFFER_BYTES: usize = 32 * 1024;
 
 /// How often a directory is read again because it was not empty after all: new files by a process that still runs, or
@@ -58,6 +58,7 @@ pub(super) struct Removal<'a> {
     progress: &'a Progress,
     cancel: &'a Cancel,
     buffer: Vec<MaybeUninit<u8>>,
+    files: Files,
     root: Level,
     levels: VecDeque<Level>,
     /// The topmost levels were forgotten, so the first of `levels` is not a child of the root.
@@ -84,6 +85,7 @@ impl<'a> Removal<'a> {
             progress,
             cancel,
             buffer: vec![MaybeUninit::uninit(); BUFFER_BYTES],
+            files: Files::default(),
             root: Level::new(CString::default(), id, root),
             levels: VecDeque::new(),
             forgotten: false,
@@ -133,12 +135,14 @@ impl<'a> Removal<'a> {
         self.levels.back_mut().unwrap_or(&mut self.root)
     }
 
-    /// Removes what the next read of the current directory gives; false at its end.
+    /// Removes what the next batch of the current directory's names gives; false at its end.
     fn read_batch(&mut self) -> Result<bool, ScrubError> {
         let mut buffer = std::mem::take(&mut self.buffer);
+        let mut files = std::mem::take(&mut self.files);
+        files.clear();
         let mut batch = Batch::default();
-        let result = self.remove_batch(self.current(), &mut buffer, &mut batch);
-        self.buffer = buffer;
+        let result = self.remove_batch(self.current(), &mut buffer, &mut files, &mut batch);
+        (self.buffer, self.files) = (buffer, files);
         let current = self.current_mut();
         current.batch_offset = batch.offset;
         current.pending = batch.occupied;
@@ -149,35 +153,58 @@ impl<'a> Removal<'a> {
         &self,
         level: &Level,
         buffer: &mut [MaybeUninit<u8>],
+        files: &mut Files,
         batch: &mut Batch,
     ) -> Result<bool, (Option<CString>, Obstacle)> {
         let dir = level.dir().map_err(|error| (None, Obstacle::Read(error)))?;
         batch.offset = rustix::fs::tell(dir).map_err(|error| (None, Obstacle::Read(error)))?;
         let mut entries = RawDir::new(dir, buffer);
         let mut found = false;
+        let mut read = Ok(());
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
                 // The directory itself was removed by somebody else.
                 Err(Errno::NOENT) => break,
-                Err(error) => return Err((None, Obstacle::Read(error))),
+                // What was found before goes all the same.
+                Err(error) => {
+                    read = Err((None, Obstacle::Read(error)));
+                    break;
+                }
             };
             let name = entry.file_name();
-            if name != c"." && name != c".." {
-                self.cancel.check().map_err(|_| (None, Obstacle::Cancelled))?;
-                match self.remove(dir, name, entry.file_type()) {
-                    Ok(Entry::Removed) => self.count(),
-                    Ok(Entry::Occupied) => batch.occupied.push(name),
-                    Ok(Entry::Changed) => {}
-                    Err(obstacle) => return Err((Some(name.to_owned()), obstacle)),
-                }
+            match entry.file_type() {
+                _ if name == c"." || name == c".." => {}
+                kind @ (FileType::Directory | FileType::Unknown) => self.remove_of(dir, name, kind, batch)?,
+                _ => files.push(entry.ino(), name),
             }
             found = true;
-            if entries.is_buffer_empty() {
+            if entries.is_buffer_empty() && (files.is_full() || batch.occupied.bytes() >= BUFFER_BYTES) {
                 break;
             }
         }
-        Ok(found)
+        for name in files.sorted() {
+            self.remove_of(dir, name, FileType::RegularFile, batch)?;
+        }
+        read.map(|()| found)
+    }
+
+    /// Removes an entry of a batch.
+    fn remove_of(
+        &self,
+        dir: &OwnedFd,
+        name: &CStr,
+        kind: FileType,
+        batch: &mut Batch,
+    ) -> Result<(), (Option<CString>, Obstacle)> {
+        self.cancel.check().map_err(|_| (None, Obstacle::Cancelled))?;
+        match self.remove(dir, name, kind) {
+            Ok(Entry::Removed) => self.count(),
+            Ok(Entry::Occupied) => batch.occupied.push(name),
+            Ok(Entry::Changed) => {}
+            Err(obstacle) => return Err((Some(name.to_owned()), obstacle)),
+        }
+        Ok(())
     }
 
     fn count(&self) {
