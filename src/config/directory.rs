@@ -90,10 +90,11 @@ fn read(dir: &Path) -> Contents {
     };
     for name in &entries {
         let path = dir.join(name);
-        if fs::read_link(&path).is_ok_and(|target| target.starts_with("..data")) {
-            continue;
+        match fs::read_link(&path) {
+            Ok(target) if target.starts_with("..data") => {}
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {} // Removed since it was listed.
+            _ => contents.take(&path, name, &path),
         }
-        contents.take(&path, name, &path);
     }
     for name in &in_data {
         let path = data.as_deref().unwrap_or(dir).join(name);
