@@ -2,6 +2,7 @@
 
 mod classic;
 mod dry_run;
+mod log_level;
 mod scrub;
 mod status;
 mod table;
@@ -46,6 +47,8 @@ enum Command {
     Plan(dry_run::PlanArgs),
     /// Show what the daemon of this node sees, does and waits for
     Status(status::StatusArgs),
+    /// Show or change how much the daemon of this node logs, while it runs
+    Log(log_level::LogArgs),
     /// Check a ConfigMap manifest or a configuration directory, without a cluster
     Validate(validate::ValidateArgs),
     /// Remove our finalizer from the PVs of a cluster, before or after the provisioner is removed
@@ -99,6 +102,12 @@ struct RunArgs {
     /// The configuration: the ConfigMap, mounted as a volume
     #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
     config_dir: PathBuf,
+    /// The name of that ConfigMap, in MY_NAMESPACE: events about the configuration are on it
+    #[arg(long, value_name = "NAME")]
+    config_map: Option<String>,
+    /// Remove the startup taint only when so many volumes of a class are published, such as fast=2,raw=1
+    #[arg(long, value_name = "CLASS=NUMBER", value_delimiter = ',', value_parser = ready_volumes)]
+    ready_volumes: Vec<(String, usize)>,
     /// How log lines are written
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
@@ -122,6 +131,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn ready_volumes(text: &str) -> Result<(String, usize), String> {
+    let expected = || "expected CLASS=NUMBER, such as fast=2".to_owned();
+    let (class, number) = text.split_once('=').ok_or_else(expected)?;
+    crate::config::names::check_object_name(class).map_err(|why| format!("{class:?} is no class: {why}"))?;
+    Ok((class.to_owned(), number.parse().map_err(|_| expected())?))
+}
+
 /// The program: parses the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -134,6 +150,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run(&args),
         Some(Command::Plan(args)) => dry_run::run(&args),
         Some(Command::Status(args)) => status::run(&args),
+        Some(Command::Log(args)) => log_level::run(&args),
         Some(Command::Validate(args)) => validate::run(&args),
         Some(Command::Uninstall(args)) => uninstall::run(&args),
         Some(Command::Scrub(args)) => scrub::run(&args),
@@ -162,13 +179,16 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     crate::sys::memory::one_malloc_arena();
-    log_to_stderr(args.v, args.log_format);
+    crate::logs::to_stderr(args.v, matches!(args.log_format, LogFormat::Json));
     let settings = settings(args)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let client = crate::api::connect().await?;
         info!(version = env!("CARGO_PKG_VERSION"), node = %settings.node_name, "starting");
-        crate::run::run(settings, client, signalled()?).await
+        let toggled = tokio::spawn(toggle_debug()?);
+        let ended = crate::run::run(settings, client, signalled()?).await;
+        toggled.abort();
+        ended
     });
     // A thread that hangs on a dead disk must not keep the process.
     runtime.shutdown_background();
@@ -190,6 +210,17 @@ fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
+/// SIGUSR1 turns debug lines on, and off again.
+fn toggle_debug() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signals = signal(SignalKind::user_defined1()).context("SIGUSR1 cannot be handled")?;
+    Ok(async move {
+        while signals.recv().await.is_some() {
+            crate::logs::toggle_debug();
+        }
+    })
+}
+
 fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let Some(node_name) = variable("MY_NODE_NAME") else {
@@ -204,6 +235,13 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
         namespace,
         job_image: variable("JOB_CONTAINER_IMAGE"),
         config_dir: args.config_dir.clone(),
+        config_map: args.config_map.clone(),
+        pod: variable("POD_NAME").map(|name| crate::settings::Pod {
+            name,
+            uid: variable("POD_UID"),
+        }),
+        ready_volumes: args.ready_volumes.iter().cloned().collect(),
+        stuck_after: crate::http::STUCK_AFTER,
         listen_address: address("--listen-address", &args.listen_address)?,
         status_address: address("--status-address", &args.status_address)?,
         metrics_path: args.metrics_path.clone(),
@@ -239,40 +277,6 @@ fn address(flag: &str, text: &str) -> anyhow::Result<Option<SocketAddr>> {
     full.parse()
         .map(Some)
         .with_context(|| format!("{flag} {text:?} is no address such as :8080 or 127.0.0.1:8080"))
-}
-
-fn log_to_stderr(v: u8, format: LogFormat) {
-    use tracing_subscriber::filter::{LevelFilter, Targets};
-    use tracing_subscriber::prelude::*;
-    let level = match v {
-        0..=3 => LevelFilter::INFO,
-        4..=5 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    // The client logs every refused request as an error, and so do we, with what follows from it.
-    let quiet = ["hyper", "hyper_util", "rustls", "tower"].map(|name| (name, LevelFilter::INFO));
-    let mut filter = Targets::new()
-        .with_default(level)
-        .with_target("kube_client", LevelFilter::OFF)
-        .with_targets(quiet);
-    match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => match text.parse() {
-            Ok(asked) => filter = asked,
-            Err(error) => eprintln!("RUST_LOG={text:?} is not used: {error}"),
-        },
-        _ => {}
-    }
-    let logs = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    match format {
-        LogFormat::Text => {
-            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            logs.with_ansi(colours).finish().with(filter).init();
-        }
-        LogFormat::Json => logs.json().finish().with(filter).init(),
-    }
 }
 
 #[cfg(test)]

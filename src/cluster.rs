@@ -44,6 +44,8 @@ pub struct Node {
     pub uid: String,
     /// All its labels.
     pub labels: BTreeMap<String, String>,
+    /// The keys of its taints.
+    pub taint_keys: BTreeSet<String>,
 }
 
 impl Node {
@@ -56,10 +58,12 @@ impl Node {
 
 impl From<&core::Node> for Node {
     fn from(node: &core::Node) -> Self {
+        let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
+            taint_keys: taints.map(|taint| taint.key.clone()).collect(),
         }
     }
 }

@@ -65,11 +65,17 @@ impl Told {
     }
 }
 
-/// A notice on its way.
+/// Something to tell about an object, on its way.
 #[derive(Debug, Clone)]
 pub struct Letter {
-    /// What is told.
-    pub notice: Notice,
+    /// Which object. Events of those without a namespace live in `default`.
+    pub about: ObjectReference,
+    /// Normal or Warning.
+    pub severity: Severity,
+    /// The event's reason.
+    pub reason: &'static str,
+    /// The event's message.
+    pub message: String,
     /// Who tells it: the provisioned-by name.
     pub source: String,
     /// The node's name.
@@ -94,50 +100,79 @@ impl From<Event> for Posted {
     }
 }
 
+/// What an event can be about.
+#[must_use]
+pub fn reference(kind: &str, namespace: Option<&str>, name: &str, uid: Option<&str>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some(kind.into()),
+        namespace: namespace.map(str::to_owned),
+        name: Some(name.into()),
+        uid: uid.map(str::to_owned),
+        ..Default::default()
+    }
+}
+
 impl Letter {
+    /// A notice about a PV, or about the claim that it names.
+    #[must_use]
+    pub fn of(notice: &Notice, source: String, host: String, may_be_told: bool) -> Self {
+        let about = match &notice.claim {
+            Some(claim) => reference(
+                "PersistentVolumeClaim",
+                Some(&claim.namespace),
+                &claim.name,
+                Some(&claim.uid),
+            ),
+            None => reference("PersistentVolume", None, &notice.pv, Some(&notice.uid)),
+        };
+        Self {
+            about,
+            severity: notice.severity,
+            reason: notice.reason,
+            message: notice.message.clone(),
+            source,
+            host,
+            may_be_told,
+        }
+    }
+
     fn namespace(&self) -> &str {
-        self.notice.claim.as_ref().map_or(NAMESPACE, |claim| &claim.namespace)
+        self.about.namespace.as_deref().unwrap_or(NAMESPACE)
     }
 
-    /// UID of the object that the event is about.
+    fn object(&self) -> &str {
+        self.about.name.as_deref().unwrap_or_default()
+    }
+
+    /// The object that the event is about, whatever it is called; its name, where its UID is not known.
     fn object_uid(&self) -> &str {
-        self.notice.claim.as_ref().map_or(&self.notice.uid, |claim| &claim.uid)
+        self.about.uid.as_deref().unwrap_or(self.object())
     }
 
-    /// The event's name: the same for the same notice.
+    /// The event's name: the same for the same words about the same object.
     fn name(&self) -> String {
-        let notice = &self.notice;
-        let object = notice.claim.as_ref().map_or(&notice.pv, |claim| &claim.name);
         let parts = [
             &self.source,
             self.object_uid(),
-            notice.severity.word(),
-            notice.reason,
-            &notice.message,
+            self.severity.word(),
+            self.reason,
+            &self.message,
         ];
-        names::event_name(object, &parts.map(str::as_bytes))
+        names::event_name(self.object(), &parts.map(str::as_bytes))
     }
 
     fn event(&self, now: Timestamp) -> Event {
-        let notice = &self.notice;
-        let claim = notice.claim.as_ref();
         Event {
             metadata: ObjectMeta {
                 name: Some(self.name()),
                 namespace: Some(self.namespace().into()),
                 ..Default::default()
             },
-            involved_object: ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some(claim.map_or("PersistentVolume", |_| "PersistentVolumeClaim").into()),
-                namespace: claim.map(|claim| claim.namespace.clone()),
-                name: Some(claim.map_or(&notice.pv, |claim| &claim.name).clone()),
-                uid: Some(self.object_uid().to_owned()),
-                ..Default::default()
-            },
-            type_: Some(notice.severity.word().into()),
-            reason: Some(notice.reason.into()),
-            message: Some(shortened(&notice.message)),
+            involved_object: self.about.clone(),
+            type_: Some(self.severity.word().into()),
+            reason: Some(self.reason.into()),
+            message: Some(shortened(&self.message)),
             source: Some(EventSource {
                 component: Some(self.source.clone()),
                 host: Some(self.host.clone()),
@@ -235,12 +270,12 @@ mod tests {
     }
 
     fn letter(notice: Notice) -> Letter {
-        Letter {
-            notice,
-            source: "local-volume-provisioner-node1-uid".into(),
-            host: "node1".into(),
-            may_be_told: false,
-        }
+        Letter::of(
+            &notice,
+            "local-volume-provisioner-node1-uid".into(),
+            "node1".into(),
+            false,
+        )
     }
 
     #[test]

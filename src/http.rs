@@ -1,7 +1,7 @@
 //! The HTTP endpoints: metrics, readiness, liveness.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 /// What the endpoints show, kept current by the loop.
 pub struct Health {
     inner: Mutex<Inner>,
+    stuck_after: Duration,
 }
 
 struct Inner {
@@ -23,21 +24,29 @@ struct Inner {
     pass_began: Option<Instant>,
 }
 
-/// A pass that takes longer than this is stuck: every call in it has a deadline of its own well below.
-const STUCK: std::time::Duration = std::time::Duration::from_secs(120);
+/// A pass that takes longer than this is stuck: every call in it has a deadline of its own well below, and none is of the
+/// API server.
+pub const STUCK_AFTER: Duration = Duration::from_secs(120);
 
 impl Default for Health {
     fn default() -> Self {
+        Self::new(STUCK_AFTER)
+    }
+}
+
+impl Health {
+    /// Nothing was looked at yet. A pass that takes longer than `stuck_after` is stuck.
+    #[must_use]
+    pub fn new(stuck_after: Duration) -> Self {
         Self {
+            stuck_after,
             inner: Mutex::new(Inner {
                 waiting_for: vec!["the first look at the node".into()],
                 pass_began: None,
             }),
         }
     }
-}
 
-impl Health {
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,10 +111,11 @@ async fn ready(State(shown): State<Shown>) -> Response {
 }
 
 async fn live(State(shown): State<Shown>) -> Response {
-    match shown.health.inner().pass_began {
-        Some(began) if began.elapsed() > STUCK => (
+    let began = shown.health.inner().pass_began;
+    match began.map(|began| began.elapsed()) {
+        Some(elapsed) if elapsed > shown.health.stuck_after => (
             StatusCode::INTERNAL_SERVER_ERROR,
-            format!("a pass is stuck since {} s\n", began.elapsed().as_secs()),
+            format!("a pass is stuck: it began {} s ago\n", elapsed.as_secs()),
         )
             .into_response(),
         _ => "ok\n".into_response(),

@@ -17,6 +17,7 @@ pub mod http;
 pub mod identity;
 pub mod job;
 pub mod lock;
+pub mod logs;
 pub mod memory;
 pub mod metrics;
 pub mod mounts;

@@ -2,12 +2,14 @@
 
 mod calls;
 mod checkpoints;
+mod configuration;
 mod jobs;
 mod look;
 mod pace;
 mod settle;
 mod show;
 mod start;
+mod taint;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -79,6 +81,7 @@ struct Daemon {
     node_read: Option<Instant>,
     config: Option<Config>,
     problems: Vec<Problem>,
+    config_news: configuration::News,
     /// Classes that are configured, but not in a way that could ever be used.
     broken_classes: BTreeSet<String>,
     memory: Memory,
@@ -95,6 +98,10 @@ struct Daemon {
     /// Where running wipes put their checkpoints, by the UID of the PV.
     notes: BTreeMap<String, Notes>,
     directories_read: BTreeSet<PathBuf>,
+    /// Those that cannot be read now, and why.
+    directories_unread: BTreeMap<DirectoryKey, String>,
+    was_ready: bool,
+    taint: taint::Taint,
     gaps: u64,
     blind_told: bool,
     /// When the running scrubs were logged last.
@@ -108,7 +115,7 @@ struct Daemon {
 /// The daemon cannot start, or a part of it ended that must not end.
 pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::new(settings.stuck_after));
     let client = metrics::measured(client, Arc::clone(&metrics));
     let server = serve(&settings, &health, &metrics).await?;
     let board = Arc::new(Board::new(&settings.node_name, Arc::clone(&health)));
@@ -221,14 +228,16 @@ impl Daemon {
     /// One look and what follows from it. Returns when the next is due at the latest.
     async fn pass(&mut self) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
-        let look = self.look().await?;
+        let mut look = self.look().await?;
         if let Some(loaded) = look.config {
             self.take_config(loaded);
         }
-        self.note_directories(&look.observed);
+        self.note_directories(&mut look.observed);
         self.show_look(&look.observed);
         self.follow_identity();
+        self.tell_configuration();
         let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
+        let ready = waiting_for.is_empty();
         if self.health.waits_for(waiting_for.clone()) {
             if waiting_for.is_empty() {
                 info!("ready");
@@ -254,9 +263,10 @@ impl Daemon {
         let version = store.version();
         drop(store);
         failpoint::hit!("pass.looked");
+        let taint = self.follow_taint(&config, ready);
         if self.is_calm(&look.observed, version) {
             self.board.nothing_changed();
-            return Ok(None);
+            return Ok(taint);
         }
         let plan = self.plan(&config, &ownership, &node, &look.observed);
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
@@ -266,7 +276,7 @@ impl Daemon {
         self.ask_mode_again(&plan);
         self.follow_jobs(&plan);
         let retry = self.memory.next_retry(self.now());
-        let due = plan.wake_at.into_iter().chain(retry).min();
+        let due = plan.wake_at.into_iter().chain(retry).chain(taint).min();
         self.calm = self.calm_after(&plan, due, look.observed, version);
         let outdated = self.outdated_checkpoints(&plan);
         failpoint::hit!("pass.planned");
@@ -326,89 +336,6 @@ impl Daemon {
         self.metrics
             .pass(&plan, config, store.cluster(), ownership, &self.memory);
         plan
-    }
-
-    fn take_config(&mut self, loaded: config::Loaded) {
-        let loaded = match &self.config {
-            Some(previous) => loaded.keep_last_good(previous),
-            None => loaded,
-        };
-        let news: Vec<&Problem> = loaded
-            .problems
-            .iter()
-            .chain(&loaded.warnings)
-            .filter(|problem| !self.problems.contains(problem))
-            .collect();
-        for problem in news {
-            warn!("configuration: {problem}");
-        }
-        self.metrics.config_problems(loaded.problems.len());
-        self.problems = loaded.problems.iter().chain(&loaded.warnings).cloned().collect();
-        let usable = self.config.is_some() || !loaded.config.classes.is_empty() || loaded.problems.is_empty();
-        let broken = loaded.problems.iter().filter_map(|problem| problem.class.clone());
-        self.broken_classes = broken
-            .filter(|class| !loaded.config.classes.contains_key(class))
-            .collect();
-        let changed = usable && self.config.as_ref() != Some(&loaded.config);
-        self.board.configuration(&loaded, changed);
-        if changed {
-            info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
-            self.shared.wake.wake(Cause::Configuration); // The directories may be others now.
-            let before = self.config.take();
-            self.jobs_configured(before.as_ref(), &loaded.config);
-            self.config = Some(loaded.config);
-        }
-    }
-
-    fn note_directories(&mut self, observed: &Observed) {
-        for (key, directory) in &observed.directories {
-            if matches!(directory, Directory::Read(_)) {
-                self.directories_read.insert(key.mount_dir.clone());
-            }
-        }
-        if let HostView::Blind(reason) = &observed.host
-            && !std::mem::replace(&mut self.blind_told, true)
-        {
-            warn!(%reason, "mounts of pods cannot be seen: released filesystem volumes rest for a discovery period before and after their scrub; mount the host's /proc/1/mountinfo at /host/mountinfo");
-        }
-    }
-
-    /// What is missing for being ready, in words.
-    fn waiting_for(&self, observed: &Observed, locked_out: &[String]) -> Vec<String> {
-        let mut missing = locked_out.to_vec();
-        match &self.config {
-            None => missing.push(format!(
-                "a configuration: {}",
-                self.problems
-                    .first()
-                    .map_or_else(|| "nothing was read yet".into(), ToString::to_string)
-            )),
-            Some(config) => {
-                let store = self.shared.store();
-                if store.cluster().node.is_some() && store.ownership().is_none() {
-                    missing.push("the label kubernetes.io/hostname on the node".into());
-                } else {
-                    let lists = store.waiting_for();
-                    missing.extend(lists.iter().map(|what| format!("the API server to list {what}")));
-                }
-                for class in config.classes.values() {
-                    if self.directories_read.contains(&class.mount_dir) {
-                        continue;
-                    }
-                    let why = match observed.directories.get(&DirectoryKey::from(class)) {
-                        Some(Directory::Missing) => "does not exist",
-                        Some(Directory::Unreadable(error)) => error.as_str(),
-                        _ => "was not read yet",
-                    };
-                    missing.push(format!(
-                        "mountDir {} of class {}: {why}",
-                        class.mount_dir.display(),
-                        class.name
-                    ));
-                }
-            }
-        }
-        missing
     }
 
     /// Logs once a minute how far the scrubs are that take longer than that.

@@ -33,6 +33,9 @@ pub struct Status {
     pub ready: bool,
     /// What is missing for being ready.
     pub waiting_for: Vec<String>,
+    /// What becomes of the startup taint; `null`: it is not configured.
+    #[serde(default)]
+    pub startup_taint: Option<String>,
     /// `Patch` or `Classic`: what may be done with PVs; `null` until the API server has said it.
     pub mode: Option<String>,
     /// Whether mounts of pods are seen; `null` before the first look.

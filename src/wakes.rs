@@ -70,6 +70,17 @@ impl Directories {
         self.config_changed.swap(false, Ordering::AcqRel)
     }
 
+    /// Watches the configuration directory as it is now: before it is read, so that no change is missed between. Another
+    /// one at its path (made anew, or mounted over it) is a change.
+    pub fn follow_config(&mut self, directory: &Path) {
+        let before = self.watched.get(directory).copied();
+        self.forget_missing(&BTreeSet::from([directory]));
+        self.follow(std::iter::once(directory));
+        if self.watched.get(directory).copied() != before {
+            self.config_changed.store(true, Ordering::Release);
+        }
+    }
+
     /// Watches these directories too; one that is not there yet by its parent. Blocks as long as the path does.
     pub fn follow<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) {
         let Some(watcher) = &mut self.watcher else { return };

@@ -3,6 +3,8 @@
 
 #[path = "cli/daemon.rs"]
 mod daemon;
+#[path = "cli/logs.rs"]
+mod logs;
 #[path = "cli/offline.rs"]
 mod offline;
 #[path = "cli/plan.rs"]

@@ -12,5 +12,9 @@ mod in_use;
 mod node;
 #[path = "publish/objects.rs"]
 mod objects;
+#[path = "publish/ready.rs"]
+mod ready;
+#[path = "publish/taint.rs"]
+mod taint;
 #[path = "publish/wakes.rs"]
 mod wakes;

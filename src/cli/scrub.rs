@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
-use super::{LogFormat, log_to_stderr, runtime, signalled};
+use super::{runtime, signalled};
 use crate::config::Cleaner;
 use crate::identity::VolumeId;
 use crate::job::{BANDWIDTH_VARIABLE, VOLUME_ID_VARIABLE};
@@ -209,7 +209,7 @@ fn task(cleaner: Cleaner, volume: Option<PathBuf>, volume_id: Option<String>) ->
 }
 
 fn scrub(task: &Task) -> anyhow::Result<ExitCode> {
-    log_to_stderr(2, LogFormat::Text);
+    crate::logs::to_stderr(2, false);
     let unit = match task.cleaner {
         Cleaner::Fsclean => Unit::Entries,
         _ => Unit::Bytes,

@@ -37,7 +37,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let Some(address) = super::address("--address", &args.address)? else {
         bail!("--address is empty; give the daemon's --status-address");
     };
-    let body = get(address)?;
+    let body = ask(address, "GET /status", "Accept: application/json\r\n")?;
     let mut out = std::io::stdout().lock();
     if args.json {
         out.write_all(body.as_bytes()).and_then(|()| out.write_all(b"\n"))?;
@@ -54,14 +54,14 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The body of `/status`. HTTP/1.0, by which an answer is whole and ends with the connection.
-fn get(address: SocketAddr) -> anyhow::Result<String> {
+/// The body of the answer to a request, such as `GET /status`, with these header lines. HTTP/1.0, by which an answer is whole and ends with the connection.
+pub(super) fn ask(address: SocketAddr, what: &str, headers: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE).with_context(|| {
         format!("nothing answers on {address}: does the daemon run here, and with that --status-address? (it is in its log; --address names another)")
     })?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
-    let asked = format!("GET /status HTTP/1.0\r\nHost: {address}\r\nAccept: application/json\r\n\r\n");
+    let asked = format!("{what} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
     let mut answer = String::new();
     let read = stream.write_all(asked.as_bytes());
     read.and_then(|()| stream.take(MOST).read_to_string(&mut answer))
@@ -70,7 +70,7 @@ fn get(address: SocketAddr) -> anyhow::Result<String> {
     let first = head.lines().next().unwrap_or_default();
     if first.split(' ').nth(1) != Some("200") {
         bail!(
-            "{address} answers {:?} to /status; is that the daemon's --status-address?",
+            "{address} answers {:?} to {what}; is that the daemon's --status-address?",
             shown(first)
         );
     }
@@ -78,7 +78,7 @@ fn get(address: SocketAddr) -> anyhow::Result<String> {
 }
 
 /// Nothing that came from outside may move the cursor.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     printable(OsStr::new(text))
 }
 
@@ -142,6 +142,9 @@ fn head(status: &Status, width: usize) -> String {
             None => "not yet".into(),
         }
     ));
+    if let Some(what) = &status.startup_taint {
+        line(format!("startup taint: {what}"));
+    }
     match &status.host_mounts {
         Some(host) if host.seen => line("mounts of pods are seen".into()),
         Some(host) => line(format!(

@@ -1,11 +1,13 @@
 //! A ConfigMap volume: files that are symlinks through `..data`, which kubelet swaps atomically on an edit.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Loaded, Problem, settings};
+use super::settings::{Lines, Origin, Setting, build};
+use super::{Loaded, Problem};
 
 /// A ConfigMap holds at most 1 MiB; whatever is larger is not a setting.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -31,18 +33,15 @@ pub fn load_directory(dir: &Path) -> Loaded {
             ..Loaded::default()
         };
     }
-    let mut loaded = settings::parse(&dir.display().to_string(), &read.keys);
-    if read
-        .problems
-        .iter()
-        .any(|problem| problem.key.eq_ignore_ascii_case("storageClassMap"))
-    {
-        // That it is unreadable says more than that it is not there.
-        loaded
-            .warnings
-            .retain(|warning| warning.key != "storageClassMap" || warning.line.is_some());
-    }
-    loaded.problems.extend(read.problems);
+    let settings = read.keys.into_iter().map(|(key, value)| Setting {
+        origin: Origin {
+            file: dir.join(&key).display().to_string(),
+            lines: Lines::After(0),
+        },
+        key,
+        value,
+    });
+    let mut loaded = build(&dir.display().to_string(), settings.collect(), read.problems);
     loaded.warnings.extend(read.warnings);
     loaded
 }
@@ -66,8 +65,7 @@ fn read(dir: &Path) -> Contents {
         generation: generation(dir),
         ..Contents::default()
     };
-    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<fs::DirEntry>>>);
-    let entries = match entries {
+    let entries = match names(dir) {
         Ok(entries) => entries,
         Err(err) => {
             let hint = if err.kind() == io::ErrorKind::NotFound {
@@ -80,28 +78,58 @@ fn read(dir: &Path) -> Contents {
             return contents;
         }
     };
-    for entry in entries {
-        let path = entry.path();
-        let Ok(key) = entry.file_name().into_string() else {
-            contents
-                .warnings
-                .push(problem(&path, "", "the name is not UTF-8, so it is no key".to_owned()));
-            continue;
-        };
-        if key.starts_with("..") {
-            continue;
+    // Kubelet swaps `..data` first, and then makes and removes the links to its files one by one: what counts is in it.
+    let data = contents.generation.as_ref().map(|generation| dir.join(generation));
+    let in_data = data.as_deref().map_or_else(|| Ok(Vec::new()), names);
+    let in_data = match in_data {
+        Ok(names) => names,
+        Err(err) => {
+            contents.fatal = Some(problem(&dir.join("..data"), "", format!("cannot read it: {err}")));
+            return contents;
         }
-        match read_file(&path) {
-            Ok(Some(value)) => {
-                contents.keys.insert(key, value);
-            }
-            Ok(None) => {}
-            Err(err) => contents
-                .problems
-                .push(problem(&path, &key, format!("cannot read it: {err}"))),
+    };
+    for name in &entries {
+        let path = dir.join(name);
+        match fs::read_link(&path) {
+            Ok(target) if target.starts_with("..data") => {}
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {} // Removed since it was listed.
+            _ => contents.take(&path, name, &path),
         }
     }
+    for name in &in_data {
+        let path = data.as_deref().unwrap_or(dir).join(name);
+        contents.take(&dir.join(name), name, &path);
+    }
     contents
+}
+
+fn names(dir: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(dir)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect()
+}
+
+impl Contents {
+    /// Takes in the file at `path`, which is shown as `shown`.
+    fn take(&mut self, shown: &Path, name: &OsStr, path: &Path) {
+        let Some(key) = name.to_str() else {
+            let message = "the name is not UTF-8, so it is no key".to_owned();
+            self.warnings.push(problem(shown, "", message));
+            return;
+        };
+        if key.starts_with("..") {
+            return;
+        }
+        match read_file(path) {
+            Ok(Some(value)) => {
+                self.keys.insert(key.to_owned(), value);
+            }
+            Ok(None) => {}
+            Err(err) => self
+                .problems
+                .push(problem(shown, key, format!("cannot read it: {err}"))),
+        }
+    }
 }
 
 /// The contents of a regular file, or none of a directory.

@@ -125,16 +125,7 @@ fn load(file: &str, map: &Node) -> Loaded {
             "it is not looked at: use data".to_owned(),
         ));
     }
-    let mut loaded = build(file, settings);
-    if problems
-        .iter()
-        .any(|problem| problem.key.eq_ignore_ascii_case("storageClassMap"))
-    {
-        loaded
-            .warnings
-            .retain(|warning| warning.key != "storageClassMap" || warning.line.is_some());
-    }
-    loaded.problems.extend(problems);
+    let mut loaded = build(file, settings, problems);
     loaded.warnings.extend(warnings);
     loaded
 }

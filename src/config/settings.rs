@@ -84,13 +84,22 @@ pub fn parse(source: &str, keys: &BTreeMap<String, Vec<u8>>) -> Loaded {
             lines: Lines::After(0),
         },
     });
-    build(source, settings.collect())
+    build(source, settings.collect(), Vec::new())
 }
 
-/// Reads all settings; `source` is the place of those that are not there.
-pub(super) fn build(source: &str, settings: Vec<Setting>) -> Loaded {
+/// Reads all settings; `source` is the place of those that are not there, `broken` are those whose value cannot be had.
+pub(super) fn build(source: &str, settings: Vec<Setting>, broken: Vec<Problem>) -> Loaded {
     let mut loaded = Loaded::default();
     let chosen = choose(settings, &mut loaded.warnings);
+    let classes_are_broken = broken.iter().any(|problem| problem.key.eq_ignore_ascii_case(CLASSES));
+    if chosen.is_empty() && broken.is_empty() {
+        // Of a ConfigMap that was emptied, or of another directory: nobody means the defaults of everything by that.
+        loaded.problems.push(missing(source, "", "no setting is in it"));
+        return loaded;
+    }
+    if !chosen.contains_key(CLASSES) && !classes_are_broken {
+        loaded.problems.push(missing(source, CLASSES, "it is missing"));
+    }
     for (key, setting) in &chosen {
         let mut reader = Reader {
             origin: &setting.origin,
@@ -124,7 +133,8 @@ pub(super) fn build(source: &str, settings: Vec<Setting>) -> Loaded {
             message: message.to_owned(),
         }
     };
-    if config.classes.is_empty() && loaded.problems.iter().all(|problem| problem.top_key() != CLASSES) {
+    let classes_are_bad = loaded.problems.iter().any(|problem| problem.top_key() == CLASSES);
+    if config.classes.is_empty() && !classes_are_broken && !classes_are_bad {
         loaded
             .warnings
             .push(about(CLASSES, "no class is configured: no volume will be published"));
@@ -133,7 +143,25 @@ pub(super) fn build(source: &str, settings: Vec<Setting>) -> Loaded {
         let message = "it has no effect unless provisionerNotReadyNodeTaintKey names the taint";
         loaded.warnings.push(about("removeNodeNotReadyTaint", message));
     }
+    loaded.problems.extend(broken);
     loaded
+}
+
+/// No class at all is never a default: an edit that loses the text would take away the volumes of every node.
+const NONE_MEANT: &str = "write the classes, or {} if no class is meant";
+
+fn missing(source: &str, key: &str, what: &str) -> Problem {
+    let message = match key {
+        CLASSES => format!("{what}: {NONE_MEANT}"),
+        _ => format!("{what}: {CLASSES} is expected at the least; {NONE_MEANT}"),
+    };
+    Problem {
+        file: source.to_owned(),
+        line: None,
+        key: key.to_owned(),
+        class: None,
+        message,
+    }
 }
 
 /// Finds the known keys, whatever their case.
@@ -197,6 +225,9 @@ impl Reader<'_> {
     fn read(&mut self, key: &str, raw: &Raw<'_>) {
         // An empty value is the default.
         if raw.is_null() {
+            if key == CLASSES {
+                self.problem(raw.fault(format!("it is blank: {NONE_MEANT}")), None);
+            }
             return;
         }
         if let Err(fault) = self.read_value(key, raw) {

@@ -12,10 +12,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Parses keys as the files of the directory `dir`.
+/// Parses keys as the files of the directory `dir`; without `storageClassMap` there is no class.
 fn load(keys: &[(&str, &str)]) -> Loaded {
-    let keys: BTreeMap<_, _> = keys
-        .iter()
+    let none = ("storageClassMap", "{}");
+    let has_classes = keys.iter().any(|(key, _)| key.eq_ignore_ascii_case(none.0));
+    let keys: BTreeMap<_, _> = (!has_classes)
+        .then_some(&none)
+        .into_iter()
+        .chain(keys)
         .map(|(key, value)| (key.to_string(), value.as_bytes().to_vec()))
         .collect();
     parse("dir", &keys)
@@ -48,16 +52,50 @@ const FAST: &str = "fast:\n  hostDir: /mnt/fast\n  mountDir: /mnt/fast\n";
 
 #[test]
 fn nothing_configured_is_the_defaults_and_a_warning() {
-    let loaded = load(&[]);
+    let loaded = load(&[("storageClassMap", "{}")]);
     assert_eq!(loaded.config, Config::default());
     assert_eq!(loaded.config.min_resync_period, Duration::from_secs(300));
+    assert!(loaded.problems.is_empty());
     assert_eq!(
         shown(&loaded.warnings),
-        ["dir: storageClassMap: no class is configured: no volume will be published"]
+        ["dir/storageClassMap: storageClassMap: no class is configured: no volume will be published"]
     );
-    let loaded = load(&[("storageClassMap", "{}")]);
-    assert!(loaded.problems.is_empty());
-    assert_eq!(loaded.warnings[0].file, "dir/storageClassMap");
+}
+
+#[test]
+fn no_class_at_all_must_be_written() {
+    for blank in ["", "\n", "  \n", "# classes:\n#  fast: {}\n", "---\n", "~", "null"] {
+        let loaded = load(&[("storageClassMap", blank), ("useNodeNameOnly", "yes")]);
+        let [problem] = loaded.problems.as_slice() else {
+            panic!("{blank:?}: {:?}", loaded.problems);
+        };
+        assert_eq!(
+            (problem.key.as_str(), &problem.class),
+            ("storageClassMap", &None),
+            "{blank:?}"
+        );
+        assert!(problem.line.is_some() && problem.message.contains("{}"), "{problem}");
+        assert!(loaded.config.use_node_name_only, "{blank:?}");
+        assert!(loaded.warnings.is_empty(), "{blank:?}: {:?}", loaded.warnings);
+    }
+    let without = parse(
+        "dir",
+        &BTreeMap::from([("useNodeNameOnly".to_owned(), b"yes".to_vec())]),
+    );
+    assert_eq!(
+        shown(&without.problems),
+        ["dir: storageClassMap: it is missing: write the classes, or {} if no class is meant"]
+    );
+    assert!(without.config.use_node_name_only);
+    for keys in [BTreeMap::new(), BTreeMap::from([("readme".to_owned(), b"x".to_vec())])] {
+        let nothing = parse("dir", &keys);
+        assert_eq!(nothing.config, Config::default());
+        let [problem] = nothing.problems.as_slice() else {
+            panic!("{:?}", nothing.problems);
+        };
+        assert_eq!((problem.key.as_str(), problem.file.as_str()), ("", "dir"));
+        assert!(problem.message.contains("no setting is in it"), "{problem}");
+    }
 }
 
 #[test]

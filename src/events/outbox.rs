@@ -49,9 +49,9 @@ async fn deliver(client: Client, mut waiting: mpsc::Receiver<Letter>, ended: imp
     let mut objects = Objects::default();
     let mut posted: HashMap<String, Posted> = HashMap::new();
     while let Some(letter) = waiting.recv().await {
-        let (pv, reason) = (letter.notice.pv.as_str(), letter.notice.reason);
+        let (about, reason) = (letter.object(), letter.reason);
         if !objects.may_hear(letter.object_uid()) {
-            debug!(%pv, reason, "event left out: there were too many about this object");
+            debug!(%about, reason, "event left out: there were too many about this object");
             ended(false);
             continue;
         }
@@ -63,7 +63,7 @@ async fn deliver(client: Client, mut waiting: mpsc::Receiver<Letter>, ended: imp
             tries += 1;
             match result {
                 Err(error) if tries < TRIES && may_pass(&error) => {
-                    debug!(%pv, reason, %error, "event cannot be posted; trying again");
+                    debug!(%about, reason, %error, "event cannot be posted; trying again");
                     sleep(api::wait(tries, api::asked_by(&error))).await;
                 }
                 result => break result,
@@ -78,7 +78,7 @@ async fn deliver(client: Client, mut waiting: mpsc::Receiver<Letter>, ended: imp
                 posted.insert(name, event);
             }
             // The log says what it would have said.
-            Err(error) => debug!(%pv, reason, %error, "event cannot be posted; given up"),
+            Err(error) => debug!(%about, reason, %error, "event cannot be posted; given up"),
         }
     }
 }

@@ -304,6 +304,17 @@ impl Planner<'_> {
         then: impl FnOnce(&mut Self, &Pv),
     ) -> State {
         let Some(key) = key else {
+            // Without its class nobody knows where it is; a scrub that has begun does.
+            match self.i.memory.scrubs.get(&pv.uid).map(|scrub| &scrub.state) {
+                Some(ScrubState::Running) => return State::Scrubbing(self.i.progress.get(&pv.uid).cloned()),
+                Some(ScrubState::Clean { settled: true, .. })
+                    if self.pod_mount(&pv.name, &EntryKind::File).is_none() =>
+                {
+                    then(self, pv);
+                    return State::Released;
+                }
+                _ => {}
+            }
             self.hold_notice(pv, &Held::ClassNotConfigured);
             return State::Held(Held::ClassNotConfigured);
         };

@@ -149,7 +149,7 @@ impl Planner<'_> {
             message
         });
         let entry = match sight {
-            Sight::Unseen(Held::ClassNotConfigured) => {
+            Sight::Unseen(_) | Sight::Unresponsive(_) if self.class_is_gone(pv) => {
                 return self.missing(pv, usage, "its class is not configured any more", warning);
             }
             Sight::Unseen(held) => return (State::Available, Some(held.to_string())),
@@ -213,14 +213,22 @@ impl Planner<'_> {
         self.patch(pv, patch, false, "to keep what it says true");
     }
 
+    /// Whether a PV's class was taken out of the configuration; one that is only broken there was not.
+    fn class_is_gone(&self, pv: &Pv) -> bool {
+        !self.i.config.classes.contains_key(&pv.class) && !self.i.broken_classes.contains(&pv.class)
+    }
+
     /// Whether a PV's volume is there, but would not be published under its class any more.
     fn out_of_class(&self, pv: &Pv) -> Option<String> {
-        let Some(class) = self.i.config.classes.get(&pv.class) else {
-            let gone = !self.i.broken_classes.contains(&pv.class);
-            return gone.then(|| "its class is not configured any more".into());
-        };
+        if self.class_is_gone(pv) {
+            return Some("its class is not configured any more".into());
+        }
+        let class = self.i.config.classes.get(&pv.class)?;
         if Some(class.host_dir.as_path()) != pv.host_dir() {
             return Some(format!("hostDir of its class is {} now", class.host_dir.display()));
+        }
+        if class.volume_mode != pv.mode {
+            return Some(format!("volumeMode of its class is {:?} now", class.volume_mode));
         }
         let name = pv.entry().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
         (!class.name_pattern.matches(name)).then(|| {

@@ -251,12 +251,8 @@ impl Daemon {
 
     /// Says a notice everywhere. False if there is no room for its event now.
     pub(super) fn post(&mut self, notice: Notice, ownership: &Ownership, may_be_told: bool) -> bool {
-        let letter = Letter {
-            notice: notice.clone(),
-            source: ownership.provisioned_by(),
-            host: self.settings.node_name.clone(),
-            may_be_told,
-        };
+        let host = self.settings.node_name.clone();
+        let letter = Letter::of(&notice, ownership.provisioned_by(), host, may_be_told);
         if !self.outbox.put(letter) {
             return false;
         }

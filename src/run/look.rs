@@ -114,6 +114,7 @@ fn look(
     config_dir: &Path,
     discovery_period: Duration,
 ) -> Look {
+    eyes.directories.follow_config(config_dir);
     // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
     let overdue = eyes.config_read.is_none_or(|read| read.elapsed() >= discovery_period);
     let config = (eyes.directories.take_config_changed() || overdue).then(|| {
@@ -141,7 +142,7 @@ fn look(
         !observed.directories.get(*key).is_some_and(unreadable)
     };
     let paths = keys.iter().filter(answered).map(|key| key.mount_dir.as_path());
-    let paths: BTreeSet<&Path> = paths.chain([config_dir]).collect();
+    let paths: BTreeSet<&Path> = paths.collect();
     eyes.directories.forget_missing(&paths);
     eyes.directories.follow(paths.into_iter());
     Look {

@@ -66,6 +66,10 @@ pub(super) enum Done {
         /// What was known of it before it was ordered.
         before: Option<Scrub>,
     },
+    /// An event about something else than a PV was posted, or not.
+    Told,
+    /// The Node, and whether the startup taint was removed from it.
+    Untainted(Result<(k8s_openapi::api::core::v1::Node, bool), WriteError>),
     Mode(Result<Mode, WriteError>),
     JobPermission(Result<Option<&'static str>, WriteError>),
     ReadJob {
@@ -126,6 +130,8 @@ impl Daemon {
                 let reading = ClaimReading { at: self.now(), state };
                 self.memory.claims.insert(claim, reading);
             }
+            Done::Told => {}
+            Done::Untainted(result) => self.untainted(result),
             Done::ReadNode(result) => {
                 self.memory.in_flight.remove("the own node");
                 match result {

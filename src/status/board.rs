@@ -35,6 +35,7 @@ pub struct Board {
 
 #[derive(Default)]
 struct Inner {
+    startup_taint: Option<String>,
     mode: Option<Mode>,
     host: Option<HostMounts>,
     configuration: Configuration,
@@ -78,6 +79,11 @@ impl Board {
             configuration.loaded = Some(now);
             configuration.classes = loaded.config.classes.values().map(Class::from).collect();
         }
+    }
+
+    /// What becomes of the startup taint.
+    pub fn startup_taint(&self, what: Option<String>) {
+        self.inner().startup_taint = what;
     }
 
     /// The node was looked at.
@@ -167,6 +173,7 @@ impl Board {
             started: seconds(self.started),
             ready: waiting_for.is_empty(),
             waiting_for,
+            startup_taint: inner.startup_taint.clone(),
             mode: inner.mode.map(|mode| format!("{mode:?}")),
             host_mounts: inner.host.clone(),
             configuration: inner.configuration.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -57,7 +57,10 @@ pub fn router(board: Arc<Board>, local: bool) -> Router {
         .route("/status", get(status))
         .with_state(board);
     if local {
-        router.layer(from_fn(only_own_names))
+        // Nothing can be changed by those who reach the address from elsewhere.
+        router
+            .route("/log", get(log_level).put(set_log_level))
+            .layer(from_fn(only_own_names))
     } else {
         router
     }
@@ -96,6 +99,33 @@ async fn status(State(board): State<Arc<Board>>) -> Response {
         ),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// The header of `PUT /log` that carries the level. A website cannot have a browser send it here: for a header of its own
+/// (and for PUT) the browser asks first, and is not answered.
+pub const LOG_LEVEL: &str = "x-log-level";
+
+async fn log_level() -> Response {
+    match crate::logs::level() {
+        Some(level) => plain(StatusCode::OK, level.name()),
+        None => plain(StatusCode::NOT_FOUND, "this process does not log"),
+    }
+}
+
+async fn set_log_level(headers: HeaderMap) -> Response {
+    let named = headers.get(LOG_LEVEL).and_then(|name| name.to_str().ok());
+    match named.and_then(crate::logs::Level::named) {
+        Some(level) if crate::logs::set(level) => plain(StatusCode::OK, level.name()),
+        Some(_) => plain(StatusCode::NOT_FOUND, "this process does not log"),
+        None => plain(
+            StatusCode::BAD_REQUEST,
+            "send the header X-Log-Level: info, debug or trace",
+        ),
+    }
+}
+
+fn plain(code: StatusCode, text: &str) -> Response {
+    secured((code, format!("{text}\n")).into_response(), "default-src 'none'")
 }
 
 async fn page() -> Response {

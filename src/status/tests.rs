@@ -93,7 +93,8 @@ fn before_the_first_look_it_says_what_it_waits_for() {
         of(&board),
         json!({
             "version": 1, "program": env!("CARGO_PKG_VERSION"), "node": "node1", "time": "TIME", "started": "TIME",
-            "ready": false, "waiting_for": ["the first look at the node"], "mode": null, "host_mounts": null,
+            "ready": false, "waiting_for": ["the first look at the node"],
+            "startup_taint": null, "mode": null, "host_mounts": null,
             "configuration": {"loaded": null, "read": null, "problems": [], "warnings": [], "classes": []},
             "directories": [], "looked": null, "volumes": [], "scrubs": [], "persistent_volumes": null, "events": [],
         })

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 mod objects;
 mod processes;
 
-pub use objects::Rule;
+pub use objects::{BUILT_IN, Rule};
 use processes::Processes;
 
 /// How often a starting plane is looked at.

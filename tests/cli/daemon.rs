@@ -75,8 +75,12 @@ impl Daemon {
         }
     }
 
-    fn terminate(mut self, signal: Signal) -> Option<i32> {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    pub fn terminate(mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
         let end = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -349,7 +349,7 @@ fn a_broken_configuration_and_an_absent_directory_are_told_before_anything_is_re
             status(&daemon).is_some_and(|said| {
                 let waits = said["waiting_for"].to_string();
                 said["ready"] == false
-                    && waits.contains("absent of class other: does not exist")
+                    && waits.contains("absent of class other: it does not exist")
                     && said["configuration"]["problems"][0]["class"] == "bad"
                     && said["configuration"]["problems"][0]["line"].is_u64()
             })

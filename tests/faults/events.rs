@@ -17,19 +17,16 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn letter(number: usize, message: &str) -> Letter {
-    Letter {
-        notice: Notice {
-            pv: format!("pv-{number}"),
-            uid: format!("uid-{number}"),
-            claim: None,
-            severity: Severity::Warning,
-            reason: "VolumeFailedDelete",
-            message: message.into(),
-        },
-        source: "local-volume-provisioner-node1-uid".into(),
-        host: "node1".into(),
-        may_be_told: false,
-    }
+    let notice = Notice {
+        pv: format!("pv-{number}"),
+        uid: format!("uid-{number}"),
+        claim: None,
+        severity: Severity::Warning,
+        reason: "VolumeFailedDelete",
+        message: message.into(),
+    };
+    let source = "local-volume-provisioner-node1-uid";
+    Letter::of(&notice, source.into(), "node1".into(), false)
 }
 
 fn outbox(api: &Api) -> Outbox {

@@ -52,6 +52,7 @@ impl Many {
             name: "node1".into(),
             uid: "11111111-2222-3333-4444-555555555555".into(),
             labels: [(names::HOSTNAME_LABEL.to_owned(), "node1".to_owned())].into(),
+            ..Default::default()
         };
         let ownership = Ownership {
             node_name: node.name.clone(),

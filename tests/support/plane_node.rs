@@ -148,6 +148,10 @@ pub fn settings(node_name: &str, config_dir: &Path) -> Settings {
         namespace: "default".into(),
         job_image: Some("none".into()),
         config_dir: config_dir.into(),
+        config_map: None,
+        pod: None,
+        ready_volumes: BTreeMap::new(),
+        stuck_after: Duration::from_secs(120),
         listen_address: None,
         status_address: None,
         metrics_path: "/metrics".into(),
@@ -567,7 +571,7 @@ impl Node {
 pub async fn http_get(address: std::net::SocketAddr, path: &str) -> Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

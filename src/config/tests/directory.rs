@@ -41,7 +41,14 @@ fn a_directory_that_is_swapped_while_it_is_read_is_never_mixed() {
         } else {
             ("yes", "a: yes")
         };
-        let edit = [("useNodeNameOnly", Some(flag)), ("labelsForPV", Some(label))];
+        // One key comes and goes: it is never seen as missing, nor as a link to nowhere.
+        let sometimes = ("setPVOwnerRef", (flag == "yes").then_some("yes"));
+        let edit = [
+            ("useNodeNameOnly", Some(flag)),
+            ("labelsForPV", Some(label)),
+            ("storageClassMap", Some("{}")),
+            sometimes,
+        ];
         volume.edit(edit).unwrap();
     };
     put(0);
@@ -66,6 +73,7 @@ fn a_directory_that_is_swapped_while_it_is_read_is_never_mixed() {
         assert_eq!(shown(&loaded.problems), Vec::<String>::new());
         let expected = loaded.config.use_node_name_only.to_string();
         assert_eq!(loaded.config.labels_for_pv.get("a"), Some(&expected));
+        assert_eq!(loaded.config.set_pv_owner_ref, loaded.config.use_node_name_only);
     }
 }
 
@@ -101,6 +109,24 @@ fn what_cannot_be_read_is_a_problem_of_its_key() {
             .all(|p| p.file == dir.path().join(&p.key).display().to_string())
     );
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
+
+/// Kubelet swaps `..data` first, and makes and removes the links to its files after that.
+#[test]
+fn links_that_kubelet_has_not_made_or_removed_yet_say_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut volume = ConfigVolume::new(dir.path()).unwrap();
+    let edit = [("storageClassMap", Some(FAST)), ("useNodeNameOnly", Some("yes"))];
+    volume.edit(edit).unwrap();
+    fs::remove_file(dir.path().join("storageClassMap")).unwrap();
+    symlink("..data/labelsForPV", dir.path().join("labelsForPV")).unwrap();
+    let loaded = load_directory(dir.path());
+    assert_eq!(shown(&loaded.problems), Vec::<String>::new());
+    assert!(loaded.config.use_node_name_only);
+    assert_eq!(loaded.config.classes.len(), 1);
+    // A mount of one file over it, and one beside it, count.
+    fs::write(dir.path().join("setPVOwnerRef"), "yes").unwrap();
+    assert!(load_directory(dir.path()).config.set_pv_owner_ref);
 }
 
 #[test]

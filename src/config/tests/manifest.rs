@@ -70,8 +70,9 @@ fn the_config_map_is_found_among_other_objects() {
     assert_eq!(loaded.problems[2].line, Some(20 + 7));
     let list = "kind: List\nitems:\n- kind: ConfigMap\n  data:\n    useNodeNameOnly: 'yes'\n";
     assert!(parse_manifest("m", list).config.use_node_name_only);
-    // A single one need not have classes.
-    assert!(parse_manifest("m", other).problems.is_empty());
+    // A single one is taken for it, whatever it lacks.
+    let found = parse_manifest("m", other).problems;
+    assert!(found[0].message.starts_with("no setting is in it"), "{found:?}");
 }
 
 #[test]
@@ -154,5 +155,5 @@ fn an_empty_key_costs_nothing_else() {
     );
     assert!(loaded.config.use_node_name_only);
     let found: Vec<_> = loaded.problems.iter().map(|p| (p.key.as_str(), p.line)).collect();
-    assert_eq!(found, [("data", Some(3))]);
+    assert_eq!(found, [("storageClassMap", None), ("data", Some(3))]);
 }

@@ -50,7 +50,6 @@ fn booleans() {
 #[test]
 fn an_empty_value_is_the_default() {
     for key in [
-        "storageClassMap",
         "nodeLabelsForPV",
         "labelsForPV",
         "useAlphaAPI",
@@ -269,10 +268,9 @@ fn what_is_no_single_yaml_value_is_refused() {
         assert!(problem.message.contains(part), "{problem}");
         assert!(loaded.config.labels_for_pv.is_empty());
     }
-    let latin1 = parse(
-        "",
-        &BTreeMap::from([("labelsForPV".to_owned(), b"a: b\nc: \xe9\n".to_vec())]),
-    );
+    let keys = [("labelsForPV", &b"a: b\nc: \xe9\n"[..]), ("storageClassMap", b"{}")];
+    let keys = keys.map(|(key, value)| (key.to_owned(), value.to_vec()));
+    let latin1 = parse("", &keys.into());
     assert_eq!(
         (latin1.problems[0].file.as_str(), latin1.problems[0].line),
         ("labelsForPV", Some(2))

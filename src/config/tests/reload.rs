@@ -33,6 +33,11 @@ fn a_key_that_breaks_keeps_its_last_good_value() {
         assert_eq!(loaded.config, before, "{key}");
         assert_eq!(loaded.problems.len(), 1, "{key}");
         let (before, loaded) = edited(key, "");
+        if *key == "storageClassMap" {
+            assert_eq!(loaded.config, before, "no class at all must be written as {{}}");
+            assert_eq!(edited(key, "{}").1.config.classes, BTreeMap::new());
+            continue;
+        }
         assert_ne!(loaded.config, before, "{key}: an empty value is an edit, not an error");
     }
 }
@@ -72,6 +77,25 @@ fn if_nothing_can_be_read_everything_stays() {
     let loaded = load_directory(std::path::Path::new("/nonexistent")).keep_last_good(&before);
     assert_eq!(loaded.config, before);
     assert_eq!(loaded.problems.len(), 1);
+}
+
+#[test]
+fn a_map_that_is_lost_keeps_the_classes_and_nothing_at_all_keeps_everything() {
+    let before = sound(ALL);
+    let without = |gone: &[&str]| {
+        let keys = ALL.iter().filter(|(key, _)| !gone.contains(key));
+        let keys = keys.map(|(key, value)| (key.to_string(), value.as_bytes().to_vec()));
+        parse("dir", &keys.collect()).keep_last_good(&before)
+    };
+    let loaded = without(&["storageClassMap", "useNodeNameOnly"]);
+    assert_eq!(loaded.config.classes, before.classes);
+    assert!(
+        !loaded.config.use_node_name_only,
+        "another key that is removed is the default"
+    );
+    assert_eq!(loaded.problems.len(), 1);
+    let nothing = parse("dir", &BTreeMap::new()).keep_last_good(&before);
+    assert_eq!(nothing.config, before);
 }
 
 #[test]

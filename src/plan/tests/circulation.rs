@@ -67,7 +67,7 @@ fn the_capacity_of_a_bound_pv_is_only_told() {
 
 #[test]
 fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
-    let missing: [(&str, Happens); 10] = [
+    let missing: [(&str, Happens); 13] = [
         ("no entry", |_| {}),
         ("unmounted", |w| done(w.entry("vol", EntryKind::PlainDirectory))),
         ("source deleted", |w| {
@@ -93,6 +93,18 @@ fn an_unused_pv_whose_volume_is_missing_is_withdrawn_after_the_grace_period() {
             w.entry("vol", mount("a"));
             w.config.classes.remove("fast");
             w.pv(available("vol", "a").without(names::CLASS_DIRECTORY));
+        }),
+        ("class removed, directory unreadable", |w| {
+            w.unreadable("fast");
+            w.config.classes.remove("fast");
+        }),
+        ("class removed, entry hangs", |w| {
+            w.entry("vol", EntryKind::Unresponsive("open".into()));
+            w.config.classes.remove("fast");
+        }),
+        ("another volumeMode", |w| {
+            w.entry("vol", mount("a"));
+            w.fast().volume_mode = crate::config::VolumeMode::Block;
         }),
         ("dangling", |w| done(w.entry("vol", EntryKind::DanglingSymlink))),
     ];

@@ -209,7 +209,7 @@ fn a_path_that_a_pv_of_another_class_stands_for_is_not_published() {
     let mut w = world();
     let other = available("vol", "a").with(|pv| pv.class = "renamed".into());
     w.pv(other).entry("vol", mount("a"));
-    assert_eq!(w.states(), ["vol ignored duplicate", "vol available"]);
+    assert_eq!(w.states(), ["vol ignored duplicate", "vol vanished"]);
     w.expect_actions(&[]);
 }
 

@@ -271,6 +271,28 @@ fn a_volume_is_scrubbed_after_its_class_went() {
     }
 }
 
+/// Of a PV of the classic program, which does not say where it was published from.
+#[test]
+fn a_scrub_that_has_begun_ends_well_without_its_class() {
+    for (mut w, pv) in both_returning() {
+        w.config.classes.remove("fast");
+        let pv = pv.without(names::CLASS_DIRECTORY);
+        w.pv(pv.clone());
+        w.expect(&[], &["vol held class-not-configured"], &["pv-vol VolumeFailedDelete"]);
+        w.scrub(&pv, running());
+        w.expect(&[], &["vol scrubbing"], &[]);
+        w.scrub(&pv, clean(secs(999), true));
+        assert_eq!(w.states(), ["vol released"]);
+        assert!(
+            w.actions().iter().any(|action| action.contains("let go")),
+            "{:?}",
+            w.actions()
+        );
+        w.pod("pv-vol", 0, "/");
+        w.expect_actions(&[]);
+    }
+}
+
 #[test]
 fn a_device_is_scrubbed_by_the_cleaner_that_it_was_published_with() {
     for (noted, command, by) in [

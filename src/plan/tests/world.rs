@@ -52,6 +52,7 @@ pub(super) fn world() -> World {
         name: "node1".into(),
         uid: NODE_UID.into(),
         labels: [(names::HOSTNAME_LABEL.to_owned(), "host1".to_owned())].into(),
+        ..Default::default()
     };
     let mut world = World {
         config: Config::default(),

@@ -17,6 +17,18 @@ use super::{POLL, Plane};
 /// One rule of a ClusterRole: API groups, resources, verbs.
 pub type Rule<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str]);
 
+/// What the built-in ClusterRole `system:persistent-volume-provisioner` lets do.
+pub const BUILT_IN: &[Rule<'static>] = &[
+    (
+        &[""],
+        &["persistentvolumes"],
+        &["get", "list", "watch", "create", "delete"],
+    ),
+    (&[""], &["persistentvolumeclaims"], &["get", "list", "watch"]),
+    (&["storage.k8s.io"], &["storageclasses"], &["get", "list", "watch"]),
+    (&[""], &["events"], &["create", "update", "patch", "watch"]),
+];
+
 /// What the preset `classic` may do besides the built-in ClusterRole `system:persistent-volume-provisioner`.
 const CLASSIC: &[Rule<'static>] = &[(&[""], &["nodes"], &["get"])];
 
