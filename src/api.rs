@@ -1,22 +1,30 @@
 //! Calls of the API server: the client, its deadline, what may be done, and the writes with their preconditions.
 
+mod wait;
+
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::body::{Bytes, HttpBody};
+use axum::http::{Request, Response};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::client::ClientBuilder;
+use kube::client::{Body, ClientBuilder};
 use kube::core::Status;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tower::timeout::TimeoutLayer;
+use tower::util::MapResponseLayer;
+use tower::{BoxError, Service};
 
 use crate::cluster::{CleaningJob, Mode};
 use crate::failpoint;
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
+
+pub use wait::{asked_by, asked_by_watch, wait};
 
 /// How long a request may take until its response's headers; watches live on. Nine seconds, to tell it in logs from the
 /// many timeouts of 10 s around.
@@ -59,10 +67,25 @@ pub fn client(mut config: Config) -> anyhow::Result<Client> {
     config.connect_timeout = Some(Duration::from_secs(5));
     config.write_timeout = Some(REQUEST_TIMEOUT);
     // Of a connection that died in the middle of an answer. A watch is silent for as long as it lasts.
-    config.read_timeout = Some(Duration::from_secs(u64::from(crate::watch::WATCH_SECONDS) + 20));
+    config.read_timeout = Some(Duration::from_secs(u64::from(crate::watch::LONGEST_WATCH_SECONDS) + 20));
     config.reset_reader_on_write = true;
     let builder = ClientBuilder::try_from(config).context("the Kubernetes client cannot be made")?;
-    Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT)).build())
+    Ok(with_layers(builder))
+}
+
+/// The client of a service, with what all our requests need: a deadline, and errors that say when to try again.
+pub fn with_layers<S, B>(service: ClientBuilder<S>) -> Client
+where
+    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    service
+        .with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT))
+        .with_layer(&MapResponseLayer::new(wait::keep_retry_after))
+        .build()
 }
 
 /// How a write ended, in the terms that decide what comes next.
@@ -83,6 +106,25 @@ pub enum WriteError {
     /// Anything else: tried again later.
     #[error("{0}")]
     Other(String),
+    /// The server is overloaded: tried again no sooner than it says.
+    #[error("{message}")]
+    Busy {
+        /// In its words.
+        message: String,
+        /// How long to wait.
+        asked: Duration,
+    },
+}
+
+impl WriteError {
+    /// How long the server has asked to wait.
+    #[must_use]
+    pub fn asked(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { asked, .. } => Some(*asked),
+            _ => None,
+        }
+    }
 }
 
 impl From<kube::Error> for WriteError {
@@ -101,7 +143,13 @@ impl From<Status> for WriteError {
             (409, _) => Self::Conflict,
             (404, _) => Self::Absent,
             (403, _) => Self::Forbidden(status.message),
-            (code, reason) => Self::Other(format!("{} ({code} {reason})", status.message)),
+            (code, reason) => {
+                let message = format!("{} ({code} {reason})", status.message);
+                match wait::asked(&status) {
+                    Some(asked) => Self::Busy { message, asked },
+                    None => Self::Other(message),
+                }
+            }
         }
     }
 }

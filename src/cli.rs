@@ -177,7 +177,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    crate::sys::one_malloc_arena();
+    crate::sys::memory::one_malloc_arena();
     crate::logs::to_stderr(args.v, matches!(args.log_format, LogFormat::Json));
     let settings = settings(args)?;
     let runtime = runtime()?;

@@ -89,6 +89,7 @@ pub fn router(health: Arc<Health>, metrics: Arc<Metrics>, metrics_path: &str) ->
 }
 
 async fn text(State(shown): State<Shown>) -> Response {
+    shown.metrics.ready(shown.health.waiting_for().is_empty());
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         shown.metrics.text(),

@@ -338,6 +338,13 @@ impl Memory {
         failures
     }
 
+    /// A call that failed is due again no sooner than `due`.
+    pub fn put_off(&mut self, pv_name: &str, due: Duration) {
+        if let Some(retry) = self.retries.get_mut(pv_name) {
+            retry.due = retry.due.max(due);
+        }
+    }
+
     /// When the next call that failed is due again. One whose time has come was begun by this pass, or is not wanted any
     /// more: its end is a wake of its own.
     #[must_use]

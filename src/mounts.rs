@@ -12,8 +12,11 @@ use std::str::FromStr;
 
 use crate::observed::PodMount;
 
+mod table;
 #[cfg(test)]
 mod tests;
+
+pub use table::{Reading, Source, Table};
 
 /// One line of mountinfo; see proc_pid_mountinfo(5).
 #[derive(Debug, Clone, PartialEq, Eq)]

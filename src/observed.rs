@@ -2,14 +2,16 @@
 //!
 //! Facts only. Whether an entry qualifies as a volume, and what to do about it, is decided by the planner.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 
 use crate::identity::VolumeId;
 
 /// A discovery directory: the class it belongs to and where it is on the node and in this process.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone)]
 pub struct DirectoryKey {
     /// The class, which is also the name of its StorageClass.
     pub class: String,
@@ -17,6 +19,39 @@ pub struct DirectoryKey {
     pub host_dir: PathBuf,
     /// The directory as this process sees it.
     pub mount_dir: PathBuf,
+}
+
+/// Compared byte by byte: a pass compares the same few keys for every volume, and paths compare by component.
+impl DirectoryKey {
+    fn words(&self) -> (&str, &OsStr, &OsStr) {
+        (&self.class, self.host_dir.as_os_str(), self.mount_dir.as_os_str())
+    }
+}
+
+impl PartialEq for DirectoryKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.words() == other.words()
+    }
+}
+
+impl Eq for DirectoryKey {}
+
+impl Ord for DirectoryKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.words().cmp(&other.words())
+    }
+}
+
+impl PartialOrd for DirectoryKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for DirectoryKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
+    }
 }
 
 /// Everything that one look at the node has shown.

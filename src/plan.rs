@@ -141,6 +141,18 @@ pub enum State {
 }
 
 impl State {
+    /// All that [`State::word`] says.
+    pub const WORDS: [&str; 8] = [
+        "ignored",
+        "available",
+        "bound",
+        "released",
+        "scrubbing",
+        "held",
+        "unresponsive",
+        "vanished",
+    ];
+
     /// The state as one word: a metric label and a table cell.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -153,6 +165,16 @@ impl State {
             Self::Held(_) => "held",
             Self::Unresponsive(_) => "unresponsive",
             Self::Vanished(_) => "vanished",
+        }
+    }
+
+    /// Why, without what to do about it, for the states that have a reason.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Ignored(reason) => Some(reason.cause()),
+            Self::Held(reason) => Some(reason.cause()),
+            state => state.reason(),
         }
     }
 
@@ -415,11 +437,9 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
 /// The directories to look at: those of the configuration, and those of PVs that were published from elsewhere.
 #[must_use]
 pub fn directories(config: &Config, cluster: &Cluster) -> Vec<DirectoryKey> {
-    let mut keys: Vec<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
+    let mut keys: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
     keys.extend(cluster.pvs.values().filter_map(|pv| directory_of(config, pv)));
-    keys.sort();
-    keys.dedup();
-    keys
+    keys.into_iter().collect()
 }
 
 /// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where

@@ -11,9 +11,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,8 +82,7 @@ impl<K: Clone + Eq + Hash> Prober<K> {
                 });
             }
         }
-        let mut batch = Batch::new(queue, self.deadline);
-        batch.finish(|index, outcome| {
+        Batch::new(queue, self.deadline).finish(|index, outcome| {
             if let Some((key, slot)) = outcomes.get_mut(index) {
                 if let Finished::OutOfTime(state) = &outcome {
                     self.stuck.insert(key.clone(), Arc::clone(state));
@@ -107,37 +105,13 @@ impl<K: Clone + Eq + Hash> Prober<K> {
     }
 }
 
-/// Who has the last word on an item: its worker by returning, or the caller by giving it up.
+/// Whether the work on an item has come back.
 #[derive(Debug, Default)]
-struct State(AtomicU8);
+struct State(AtomicBool);
 
 impl State {
-    const RUNNING: u8 = 0;
-    const RETURNED: u8 = 1;
-    const GIVEN_UP: u8 = 2;
-    const RETURNED_TOO_LATE: u8 = 3;
-
     fn returned(&self) -> bool {
-        matches!(self.0.load(Ordering::Acquire), Self::RETURNED | Self::RETURNED_TOO_LATE)
-    }
-
-    /// By the caller; false if the worker has returned, and its answer is on the way.
-    fn give_up(&self) -> bool {
-        self.0
-            .compare_exchange(Self::RUNNING, Self::GIVEN_UP, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-    }
-
-    /// By the worker; false if it was given up.
-    fn finish(&self) -> bool {
-        let in_time = self
-            .0
-            .compare_exchange(Self::RUNNING, Self::RETURNED, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok();
-        if !in_time {
-            self.0.store(Self::RETURNED_TOO_LATE, Ordering::Release);
-        }
-        in_time
+        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -165,158 +139,162 @@ impl<T> Finished<T> {
     }
 }
 
-/// From a worker to the caller.
-enum Message<T> {
-    Started {
-        index: usize,
-        at: Instant,
-        state: Arc<State>,
-    },
-    /// With nothing if the work panicked.
-    Answered { index: usize, value: Option<T> },
-    /// The worker found nothing more to do.
-    Ended,
+/// What the workers and the caller share. An item that is answered wakes nobody: a look has a thousand of them.
+struct Board<T> {
+    queue: VecDeque<Job<T>>,
+    /// What is being worked on, and since when. An item that is not here any more was given up.
+    running: HashMap<usize, (Instant, Arc<State>)>,
+    finished: Vec<(usize, Finished<T>)>,
+    /// Workers that have neither ended nor been given up.
+    workers: usize,
 }
 
-type Queue<T> = Arc<Mutex<VecDeque<Job<T>>>>;
+struct Shared<T> {
+    board: Mutex<Board<T>>,
+    /// A worker has found nothing more to do.
+    ended: Condvar,
+}
 
-/// A poisoned lock only says that some worker panicked elsewhere: the queue is whole.
-fn lock<T>(queue: &Queue<T>) -> MutexGuard<'_, VecDeque<Job<T>>> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T> Shared<T> {
+    /// A poisoned lock only says that some worker panicked elsewhere: the board is whole.
+    fn board(&self) -> MutexGuard<'_, Board<T>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One run's items, and the workers on them.
 struct Batch<T> {
-    queue: Queue<T>,
+    shared: Arc<Shared<T>>,
     deadline: Duration,
-    sender: Sender<Message<T>>,
-    receiver: Receiver<Message<T>>,
-    /// What is being worked on, and since when.
-    running: HashMap<usize, (Instant, Arc<State>)>,
-    /// Workers that have neither ended nor been given up.
-    workers: usize,
     last_added: Instant,
 }
 
 impl<T: Send + 'static> Batch<T> {
     fn new(queue: VecDeque<Job<T>>, deadline: Duration) -> Self {
-        let (sender, receiver) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
-        Self {
+        let board = Board {
+            finished: Vec::with_capacity(queue.len()),
             queue,
-            deadline,
-            sender,
-            receiver,
             running: HashMap::new(),
             workers: 0,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                board: Mutex::new(board),
+                ended: Condvar::new(),
+            }),
+            deadline,
             last_added: Instant::now(),
         }
     }
 
-    /// Reports every item once, when it is answered or out of time, for as long as there are workers.
-    fn finish(&mut self, mut report: impl FnMut(usize, Finished<T>)) {
-        self.add_workers(1);
-        while self.workers > 0 {
-            match self.receiver.recv_timeout(self.next_event()) {
-                Ok(Message::Started { index, at, state }) => {
-                    self.running.insert(index, (at, state));
-                }
-                Ok(Message::Answered { index, value }) => {
-                    self.running.remove(&index);
-                    report(index, value.map_or(Finished::Panicked, Finished::Answered));
-                }
-                Ok(Message::Ended) => self.workers -= 1,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-            }
-            self.give_up(&mut report);
-            self.reinforce();
+    /// Reports every item once, when all are answered or out of time, for as long as there are workers.
+    fn finish(mut self, mut report: impl FnMut(usize, Finished<T>)) {
+        let shared = Arc::clone(&self.shared);
+        let mut board = shared.board();
+        self.add_workers(&mut board, 1);
+        while board.workers > 0 {
+            let wait = self.next_event(&board);
+            // The lock is given up while it waits.
+            board = match shared.ended.wait_timeout(board, wait) {
+                Ok((board, _)) => board,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+            self.give_up(&mut board);
+            self.reinforce(&mut board);
         }
-        lock(&self.queue).clear();
+        board.queue.clear();
+        let finished = std::mem::take(&mut board.finished);
+        drop(board);
+        for (index, outcome) in finished {
+            report(index, outcome);
+        }
     }
 
     /// How long until there is something to decide.
-    fn next_event(&self) -> Duration {
+    fn next_event(&self, board: &Board<T>) -> Duration {
         let now = Instant::now();
-        let deadline = self
+        let deadline = board
             .running
             .values()
             .map(|(since, _)| (*since + self.deadline).saturating_duration_since(now))
             .min();
-        let patience = (!lock(&self.queue).is_empty()).then_some(PATIENCE);
+        let waiting = !board.queue.is_empty();
+        let begun = board.running.values().map(|(since, _)| *since);
+        let patience = begun
+            .chain([self.last_added])
+            .map(|since| (since + PATIENCE).saturating_duration_since(now))
+            .filter(|left| waiting && !left.is_zero())
+            .min()
+            .or(waiting.then_some(PATIENCE));
         deadline.into_iter().chain(patience).min().unwrap_or(self.deadline)
     }
 
-    fn give_up(&mut self, report: &mut impl FnMut(usize, Finished<T>)) {
+    fn give_up(&self, board: &mut Board<T>) {
         let now = Instant::now();
         let deadline = self.deadline;
-        let late = self
+        let late = board
             .running
-            .extract_if(|_, (since, state)| now.duration_since(*since) >= deadline && state.give_up());
+            .extract_if(|_, (since, _)| now.duration_since(*since) >= deadline);
         for (index, (_, state)) in late {
             // Its worker stays alone with it, and ends when it comes back.
-            self.workers -= 1;
-            report(index, Finished::OutOfTime(state));
+            board.workers -= 1;
+            board.finished.push((index, Finished::OutOfTime(state)));
         }
     }
 
     /// Adds workers while there is work that nobody gets to: as many again as there are if all hang, so that a hundred
     /// hanging items take seven rounds and not a hundred; one if some still work.
-    fn reinforce(&mut self) {
-        let waiting = lock(&self.queue).len();
-        if waiting == 0 || (self.workers > 0 && self.last_added.elapsed() < PATIENCE) {
+    fn reinforce(&mut self, board: &mut Board<T>) {
+        let waiting = board.queue.len();
+        if waiting == 0 || (board.workers > 0 && self.last_added.elapsed() < PATIENCE) {
             return;
         }
-        let hanging = self
+        let hanging = board
             .running
             .values()
             .filter(|(since, _)| since.elapsed() >= PATIENCE)
             .count();
-        let wanted = match self.workers.saturating_sub(hanging) {
+        let wanted = match board.workers.saturating_sub(hanging) {
             0 => hanging.max(1),
             1..MAX_WORKING => 1,
             _ => 0,
         };
-        self.add_workers(wanted.min(waiting));
+        self.add_workers(board, wanted.min(waiting));
     }
 
-    fn add_workers(&mut self, count: usize) {
+    fn add_workers(&mut self, board: &mut Board<T>, count: usize) {
         self.last_added = Instant::now();
         for _ in 0..count {
-            if lock(&self.queue).is_empty() {
+            if board.queue.is_empty() {
                 return;
             }
-            let (queue, sender) = (Arc::clone(&self.queue), self.sender.clone());
+            let shared = Arc::clone(&self.shared);
             let thread = thread::Builder::new().name("probe".to_owned()).stack_size(STACK_BYTES);
             // At the limit of threads the others go on, and what nobody gets to is reported as such.
-            if thread.spawn(move || work(&queue, &sender)).is_ok() {
-                self.workers += 1;
+            if thread.spawn(move || work(&shared)).is_ok() {
+                board.workers += 1;
             }
         }
     }
 }
 
 /// What a worker does: one item after the other until none is left, or it was given up.
-fn work<T>(queue: &Queue<T>, sender: &Sender<Message<T>>) {
-    // Nobody listens any more once the caller has what it waited for.
-    let tell = |message| {
-        let _ = sender.send(message);
-    };
-    loop {
-        let Some(Job { index, work, state }) = lock(queue).pop_front() else {
-            break;
-        };
-        tell(Message::Started {
-            index,
-            at: Instant::now(),
-            state: Arc::clone(&state),
-        });
+fn work<T>(shared: &Shared<T>) {
+    let mut board = shared.board();
+    while let Some(Job { index, work, state }) = board.queue.pop_front() {
+        board.running.insert(index, (Instant::now(), Arc::clone(&state)));
+        drop(board);
         let value = catch_unwind(AssertUnwindSafe(work)).ok();
-        if !state.finish() {
+        board = shared.board();
+        state.0.store(true, Ordering::Release);
+        if board.running.remove(&index).is_none() {
             return;
         }
-        tell(Message::Answered { index, value });
+        let outcome = value.map_or(Finished::Panicked, Finished::Answered);
+        board.finished.push((index, outcome));
     }
-    tell(Message::Ended);
+    board.workers -= 1;
+    shared.ended.notify_one();
 }
 
 #[cfg(test)]

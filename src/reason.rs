@@ -73,40 +73,60 @@ impl Ignored {
     }
 }
 
-impl fmt::Display for Ignored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Ignored {
+    /// What to do about it, as far as its words say so.
+    #[must_use]
+    pub fn action(&self) -> Option<String> {
+        let action = match self {
+            Self::NotAMountPoint => "mount a filesystem (or bind a directory) on it",
+            Self::SymlinkToDirectory => "use a bind mount instead",
+            Self::NotUtf8 => "rename it",
+            Self::SourceDeleted => "unmount it",
+            Self::MemberOf(_) => "wipe it (wipefs) if it is meant to be a volume",
+            _ => return None,
+        };
+        Some(action.to_owned())
+    }
+
+    /// Its words without what to do.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let mut words = String::new();
+        let _ = self.write_cause(&mut words); // Into memory.
+        words
+    }
+
+    fn write_cause(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Self::File => write!(f, "a plain file; only mount points and block devices are volumes"),
-            Self::NotAMountPoint => write!(
-                f,
-                "a directory that is not a mount point; mount a filesystem (or bind a directory) on it"
-            ),
+            Self::NotAMountPoint => write!(f, "a directory that is not a mount point"),
             Self::Fifo => write!(f, "a FIFO"),
             Self::Socket => write!(f, "a socket"),
             Self::CharacterDevice => write!(f, "a character device"),
             Self::DanglingSymlink => write!(f, "a symlink whose target does not exist"),
-            Self::SymlinkToDirectory => write!(f, "a symlink to a directory; use a bind mount instead"),
+            Self::SymlinkToDirectory => write!(f, "a symlink to a directory"),
             Self::SymlinkToOther => write!(f, "a symlink to something that is no block device"),
-            Self::NotUtf8 => write!(
-                f,
-                "its name is not UTF-8, which a PersistentVolume's path must be; rename it"
-            ),
+            Self::NotUtf8 => write!(f, "its name is not UTF-8, which a PersistentVolume's path must be"),
             Self::NamePattern(pattern) => write!(f, "its name does not match namePattern {pattern:?}"),
             Self::FilesystemInBlockClass => write!(
                 f,
                 "a mounted filesystem in a class with volumeMode Block, which takes block devices only"
             ),
-            Self::SourceDeleted => write!(f, "the directory behind this mount was deleted; unmount it"),
+            Self::SourceDeleted => write!(f, "the directory behind this mount was deleted"),
             Self::ReadOnly => write!(f, "read-only"),
             Self::InUse(by) => write!(f, "in use: {by}"),
-            Self::MemberOf(set) => write!(
-                f,
-                "carries the signature of {set}; wipe it (wipefs) if it is meant to be a volume"
-            ),
+            Self::MemberOf(set) => write!(f, "carries the signature of {set}"),
             Self::Duplicate(other) => write!(f, "the same storage as {other}, which is served already"),
             Self::NoCapacity => write!(f, "its capacity is 0 bytes"),
             Self::Failed(error) => write!(f, "cannot be examined: {error}"),
         }
+    }
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_cause(f)?;
+        with_action(f, self.action())
     }
 }
 
@@ -226,61 +246,90 @@ impl Held {
     }
 }
 
-impl fmt::Display for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Held {
+    /// What to do about it, as far as its words say so.
+    #[must_use]
+    pub fn action(&self) -> Option<String> {
+        let action = match self {
+            Self::WrongStorage { .. } => {
+                "bring the right one back, or accept this one with the annotation local-volume-provisioner/resolve=adopt"
+            }
+            Self::IdentityUnknown(_) => {
+                "mend that, or accept what is there with the annotation local-volume-provisioner/resolve=adopt"
+            }
+            Self::NotMounted(_) => "bring it back",
+            Self::NestedMounts(_) => "unmount that first",
+            Self::ReadOnly => "make it writable, and look for I/O errors (dmesg)",
+            Self::ClassNotConfigured => "configure the class",
+            Self::StorageClassMissing => "create it",
+            Self::UnsupportedPolicy(_) => "use Delete or Retain",
+            Self::RetainDeleting | Self::UnknownUse => {
+                "decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
+            }
+            Self::Kept => {
+                "take its entry out of the discovery directory (unmount and remove the name) to let the PV go"
+            }
+            Self::ClaimMayLive(_) => {
+                "delete the claim, or, where claims may not be read and it is known to be gone, set the annotation local-volume-provisioner/retained=scrub"
+            }
+            Self::ForeignPv(_) => "look at it, and delete it if it should not be there",
+            Self::PhaseFailed => "delete it to have the volume scrubbed and published again",
+            Self::Quarantined { .. } => {
+                "mend the cause and have it tried again with the annotation local-volume-provisioner/resolve=retry"
+            }
+            Self::JobPending { namespace, job, .. } => {
+                return Some(format!(
+                    "look at it and its pods (kubectl -n {namespace} describe job {job}; kubectl -n {namespace} describe pod -l job-name={job}); it goes on when that is mended"
+                ));
+            }
+            _ => return None,
+        };
+        Some(action.to_owned())
+    }
+
+    /// Its words without what to do.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let mut words = String::new();
+        let _ = self.write_cause(&mut words); // Into memory.
+        words
+    }
+
+    fn write_cause(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Self::WrongStorage { expected, found } => write!(
                 f,
-                "the path shows other storage than was published: expected {expected}, found {found}; bring the right one back, or accept this one with the annotation local-volume-provisioner/resolve=adopt"
+                "the path shows other storage than was published: expected {expected}, found {found}"
             ),
-            Self::IdentityUnknown(error) => write!(
-                f,
-                "the identity of the storage cannot be read: {error}; mend that, or accept what is there with the annotation local-volume-provisioner/resolve=adopt"
-            ),
-            Self::NotMounted(what) => write!(f, "what was published is not there: {what}; bring it back"),
-            Self::NestedMounts(points) => write!(f, "mounted below it: {}; unmount that first", points.join(", ")),
+            Self::IdentityUnknown(error) => write!(f, "the identity of the storage cannot be read: {error}"),
+            Self::NotMounted(what) => write!(f, "what was published is not there: {what}"),
+            Self::NestedMounts(points) => write!(f, "mounted below it: {}", points.join(", ")),
             Self::InUse(by) => write!(f, "still in use: {by}"),
-            Self::ReadOnly => write!(
-                f,
-                "read-only, so it cannot be scrubbed; make it writable, and look for I/O errors (dmesg)"
-            ),
+            Self::ReadOnly => write!(f, "read-only, so it cannot be scrubbed"),
             Self::ClassNotConfigured => write!(
                 f,
-                "its class is not in storageClassMap and the PV does not say where its directory is; configure the class"
+                "its class is not in storageClassMap and the PV does not say where its directory is"
             ),
-            Self::StorageClassMissing => write!(f, "its StorageClass does not exist; create it"),
+            Self::StorageClassMissing => write!(f, "its StorageClass does not exist"),
             Self::UnsupportedPolicy(policy) => {
-                write!(f, "reclaimPolicy {policy} is not supported; use Delete or Retain")
+                write!(f, "reclaimPolicy {policy} is not supported")
             }
             Self::Retain => write!(f, "released with reclaim policy Retain; its data is kept"),
-            Self::RetainDeleting => write!(
-                f,
-                "released with reclaim policy Retain and being deleted; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
-            ),
-            Self::Kept => write!(
-                f,
-                "its data is kept (local-volume-provisioner/retained=keep); take its entry out of the discovery directory (unmount and remove the name) to let the PV go"
-            ),
-            Self::UnknownUse => write!(
-                f,
-                "it cannot be known whether it was ever bound; decide with the annotation local-volume-provisioner/retained=scrub (erase and publish again) or =keep"
-            ),
-            Self::ClaimMayLive(claim) => write!(
-                f,
-                "claim {claim} may live, and would bind to the next PV of that name; delete the claim, or, where claims may not be read and it is known to be gone, set the annotation local-volume-provisioner/retained=scrub"
-            ),
+            Self::RetainDeleting => write!(f, "released with reclaim policy Retain and being deleted"),
+            Self::Kept => write!(f, "its data is kept (local-volume-provisioner/retained=keep)"),
+            Self::UnknownUse => write!(f, "it cannot be known whether it was ever bound"),
+            Self::ClaimMayLive(claim) => {
+                write!(f, "claim {claim} may live, and would bind to the next PV of that name")
+            }
             Self::RemovedByForce => write!(
                 f,
                 "its PV was removed before the volume was scrubbed; a PV that stands in for it is being made"
             ),
             Self::ForeignPv(pv) => write!(
                 f,
-                "PV {pv}, which this provisioner did not make (or made while the node had another UID), stands for this path or has its name; look at it, and delete it if it should not be there"
+                "PV {pv}, which this provisioner did not make (or made while the node had another UID), stands for this path or has its name"
             ),
-            Self::PhaseFailed => write!(
-                f,
-                "the PV is in phase Failed; delete it to have the volume scrubbed and published again"
-            ),
+            Self::PhaseFailed => write!(f, "the PV is in phase Failed"),
             Self::ForeignFinalizer(finalizers) => write!(f, "another program's finalizer keeps its PV: {finalizers}"),
             Self::JobRunning(job) => write!(f, "cleaning Job {job} is at work on it"),
             Self::JobPending {
@@ -296,7 +345,7 @@ impl fmt::Display for Held {
                 };
                 write!(
                     f,
-                    "cleaning Job {job}, made {since}, {what}: look at it and its pods (kubectl -n {namespace} describe job {job}; kubectl -n {namespace} describe pod -l job-name={job}); JOB_CONTAINER_IMAGE cannot be pulled, jobTolerations lacks a taint of the node, the node is full, or privileged pods are refused in {namespace}; it goes on when that is mended"
+                    "cleaning Job {job}, made {since}, {what}; JOB_CONTAINER_IMAGE cannot be pulled, jobTolerations lacks a taint of the node, the node is full, or privileged pods are refused in {namespace}"
                 )
             }
             Self::CleanerUnavailable(cleaner) => write!(f, "{cleaner}"),
@@ -306,11 +355,24 @@ impl fmt::Display for Held {
                 "resting, because mounts of pods cannot be seen without /host/mountinfo: {until}"
             ),
             Self::ScrubFailed { error, .. } => write!(f, "its scrub failed, and is tried again: {error}"),
-            Self::Quarantined { error, failures } => write!(
-                f,
-                "quarantined, because its scrub failed {failures} times: {error}; mend the cause and have it tried again with the annotation local-volume-provisioner/resolve=retry"
-            ),
+            Self::Quarantined { error, failures } => {
+                write!(f, "quarantined, because its scrub failed {failures} times: {error}")
+            }
             Self::NotPermitted(what) => write!(f, "not permitted: {what}"),
         }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_cause(f)?;
+        with_action(f, self.action())
+    }
+}
+
+fn with_action(f: &mut fmt::Formatter<'_>, action: Option<String>) -> fmt::Result {
+    match action {
+        Some(action) => write!(f, "; {action}"),
+        None => Ok(()),
     }
 }

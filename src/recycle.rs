@@ -5,6 +5,7 @@ mod wipe;
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use k8s_openapi::api::core::v1::PersistentVolume;
@@ -17,12 +18,12 @@ use crate::config::Cleaner;
 use crate::devices::{self, DeviceError, ExclusiveDevice};
 use crate::failpoint;
 use crate::identity::{Comparison, VolumeId, read};
-use crate::mounts::{self, Mount};
+use crate::mounts::{Mount, Table};
 use crate::names;
 use crate::observed::{DeviceFacts, HostView};
 use crate::plan::{ScrubKind, ScrubOrder};
 use crate::reason::Held;
-use crate::scan::{self, ScanSettings};
+use crate::scan::{self, ScanSettings, Tables};
 use crate::scrub::checkpoint::Notes;
 use crate::scrub::command::{self, Invocation};
 use crate::scrub::filesystem::{FilesystemOutcome, MountRoot};
@@ -40,6 +41,8 @@ pub struct Scrubber {
     pub mode: Mode,
     /// Where mounts and devices are looked up.
     pub scan: ScanSettings,
+    /// The mount tables.
+    pub tables: Tables,
     /// What to scrub.
     pub order: ScrubOrder,
     /// How an earlier scrub of this release left the volume.
@@ -85,10 +88,10 @@ impl Scrubber {
 
     fn filesystem(&self) -> Result<Clean, ScrubError> {
         let root = filesystem::open_mount_root(&self.order.directory.mount_dir, &self.order.entry)?;
-        let mount = examine_filesystem(&root, &self.scan, self.order.expected.as_ref())?;
+        let mount = examine_filesystem(&root, &self.scan, &self.tables, self.order.expected.as_ref())?;
         let mut check = || {
-            self.check_mounts(&mount)?;
-            self.check_pv().map(drop)
+            self.check_pv()?; // A call of the API takes its time: what it may let happen is looked for after it.
+            self.check_mounts(&mount)
         };
         let outcome = filesystem::filesystem(&root, &mut check, &self.progress, &self.cancel)?;
         let stamp = stamp(&outcome);
@@ -103,21 +106,22 @@ impl Scrubber {
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
         let host = self.host_mounts()?;
-        check_nested(mount, &self.scan, &host)?;
+        check_nested(mount, &self.tables, &host)?;
         self.check_pods(&host, |dev, subtree| dev == mount.dev && overlap(subtree, &mount.root))
     }
 
     /// The host's mounts. The order was made seeing them: without that sight nothing is touched.
-    fn host_mounts(&self) -> Result<Vec<Mount>, ScrubError> {
-        match scan::read_host(&self.scan.host_mountinfo) {
+    fn host_mounts(&self) -> Result<Arc<Table>, ScrubError> {
+        match self.tables.host() {
             (HostView::Blind(reason), _) if !self.order.blind => Err(ScrubError::Held(Held::Unreadable(reason))),
             (_, mounts) => Ok(mounts),
         }
     }
 
-    fn check_pods(&self, host: &[Mount], same: impl Fn(u64, &Path) -> bool) -> Result<(), ScrubError> {
-        let user = mounts::pod_mounts(host)
-            .into_iter()
+    fn check_pods(&self, host: &Table, same: impl Fn(u64, &Path) -> bool) -> Result<(), ScrubError> {
+        let user = host
+            .pods()
+            .iter()
             .find(|pod| pod.pv == self.order.pv.name || same(pod.dev, &pod.subtree));
         match user {
             None => Ok(()),
@@ -130,8 +134,8 @@ impl Scrubber {
 
     fn device(&self, cleaner: &Cleaner) -> Result<Clean, ScrubError> {
         let path = self.order.directory.mount_dir.join(&self.order.entry);
-        let device = claim(&path, &self.scan)?;
-        let facts = examine_device(&device, &path, &self.scan, self.order.expected.as_ref())?;
+        let device = claim(&path, &self.scan, &self.tables)?;
+        let facts = examine_device(&device, &path, &self.scan, &self.tables, self.order.expected.as_ref())?;
         let mut check = || {
             let host = self.host_mounts()?;
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
@@ -201,9 +205,11 @@ impl Scrubber {
 /// # Errors
 /// `Held`: another has it (`InUse`), there is no block device (`NotMounted`), or it is read-only. `Failed`: it cannot be
 /// opened.
-pub fn claim(path: &Path, scan: &ScanSettings) -> Result<ExclusiveDevice, ScrubError> {
+pub fn claim(path: &Path, scan: &ScanSettings, tables: &Tables) -> Result<ExclusiveDevice, ScrubError> {
     devices::claim_exclusive(path).map_err(|error| match error {
-        DeviceError::Busy => ScrubError::Held(Held::InUse(users(path, scan).unwrap_or_else(|| error.to_string()))),
+        DeviceError::Busy => ScrubError::Held(Held::InUse(
+            users(path, scan, tables).unwrap_or_else(|| error.to_string()),
+        )),
         DeviceError::NotABlockDevice => ScrubError::Held(Held::NotMounted(error.to_string())),
         DeviceError::System {
             errno: nix::errno::Errno::ENOENT | nix::errno::Errno::ENXIO,
@@ -219,9 +225,9 @@ pub fn claim(path: &Path, scan: &ScanSettings) -> Result<ExclusiveDevice, ScrubE
 }
 
 /// Who has a device, in the words in which it is said of one that is not published.
-fn users(device: &Path, scan: &ScanSettings) -> Option<String> {
+fn users(device: &Path, scan: &ScanSettings, tables: &Tables) -> Option<String> {
     let node = devices::open_node(nix::fcntl::AT_FDCWD, device, true).ok()?;
-    let facts = devices::probe(node.as_fd(), &scan::surroundings(scan)).ok()?;
+    let facts = devices::probe(node.as_fd(), &scan::surroundings(scan, tables)).ok()?;
     facts
         .users
         .filter(|users| !users.is_empty())
@@ -246,10 +252,11 @@ pub(crate) fn examine_device(
     device: &ExclusiveDevice,
     path: &Path,
     scan: &ScanSettings,
+    tables: &Tables,
     expected: Option<&VolumeId>,
 ) -> Result<DeviceFacts, ScrubError> {
     let facts = device
-        .facts(&scan::surroundings(scan))
+        .facts(&scan::surroundings(scan, tables))
         .with_context(|| format!("cannot examine {}", path.display()))?;
     compare(expected, || facts.id.clone().map_err(|error| anyhow!(error)))?;
     match &facts.users {
@@ -265,11 +272,13 @@ pub(crate) fn examine_device(
 pub(crate) fn examine_filesystem(
     root: &MountRoot,
     scan: &ScanSettings,
+    tables: &Tables,
     expected: Option<&VolumeId>,
 ) -> Result<Mount, ScrubError> {
-    let table = read_table(&scan.own_mountinfo)?;
+    let table = own_table(tables)?;
     let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
-    let mount = mounts::by_id(&table, id)
+    let mount = table
+        .get(id)
         .cloned()
         .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
     let boot_id = scan::boot_id();
@@ -283,10 +292,9 @@ pub(crate) fn examine_filesystem(
 ///
 /// # Errors
 /// `Held`: something is. `Failed`: the own mount table cannot be read.
-pub(crate) fn check_nested(mount: &Mount, scan: &ScanSettings, host: &[Mount]) -> Result<(), ScrubError> {
-    let own = read_table(&scan.own_mountinfo)?;
-    let mut nested = mounts::nested(&own, mount.dev, &mount.root);
-    nested.extend(mounts::nested(host, mount.dev, &mount.root));
+pub(crate) fn check_nested(mount: &Mount, tables: &Tables, host: &Table) -> Result<(), ScrubError> {
+    let mut nested = own_table(tables)?.nesting().below(mount.dev, &mount.root);
+    nested.extend(host.nesting().below(mount.dev, &mount.root));
     if nested.is_empty() {
         return Ok(());
     }
@@ -315,9 +323,8 @@ fn compare(expected: Option<&VolumeId>, found: impl FnOnce() -> anyhow::Result<V
     }
 }
 
-fn read_table(path: &Path) -> Result<Vec<Mount>, ScrubError> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(mounts::parse(&bytes))
+fn own_table(tables: &Tables) -> Result<Arc<Table>, ScrubError> {
+    tables.own().map_err(|error| ScrubError::Failed(error.into()))
 }
 
 /// How a scrubbed filesystem looks, to see later whether anybody has touched it.

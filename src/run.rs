@@ -4,6 +4,8 @@ mod calls;
 mod checkpoints;
 mod configuration;
 mod jobs;
+mod look;
+mod pace;
 mod settle;
 mod show;
 mod start;
@@ -11,7 +13,7 @@ mod taint;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,40 +30,26 @@ use crate::config::{self, Config, Problem};
 use crate::events::Told;
 use crate::failpoint;
 use crate::http::Health;
-use crate::lock::{LockError, Locks};
+use crate::lock::Locks;
 use crate::memory::Memory;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::observed::{Directory, DirectoryKey, HostView, Observed};
 use crate::plan::{self, Action, Inputs, JobSettings, Plan};
-use crate::scan::Scanner;
+use crate::scan::{Scanner, Tables};
 use crate::scrub::checkpoint::Notes;
 use crate::scrub::progress::{Cancel, Progress};
 use crate::settings::Settings;
 use crate::status::{self, Board};
-use crate::wakes::{Directories, MountTables};
+use crate::sys;
+use crate::wakes::{Cause, Directories, MountTables};
 use crate::watch::Shared;
 
+use look::{Calm, Eyes};
+use pace::Pace;
 use settle::Done;
 
 /// How many API writes are under way at once. Sixteen connections are what one API server serves at full speed.
 const WRITES: usize = 16;
-
-/// The node's side: everything that may block on a disk lives on a thread of its own during a look.
-struct Eyes {
-    scanner: Scanner,
-    locks: Locks,
-    directories: Directories,
-    config_read: Option<Instant>,
-}
-
-/// What a look at the node has shown.
-struct Look {
-    observed: Observed,
-    /// Directories that another provisioner holds, and how it says so.
-    locked_out: Vec<String>,
-    /// The configuration, if it was read anew.
-    config: Option<config::Loaded>,
-}
 
 struct Daemon {
     settings: Settings,
@@ -74,7 +62,12 @@ struct Daemon {
     started: Instant,
     /// Wakes as long as it lives.
     _mount_tables: Option<MountTables>,
+    pace: Pace,
+    /// The last pass, if nothing came of it.
+    calm: Option<Calm>,
     eyes: Option<Eyes>,
+    /// The mount tables that the eyes look at.
+    tables: Tables,
     mode: Mode,
     /// Run as long as the daemon does.
     watches: JoinSet<()>,
@@ -95,6 +88,10 @@ struct Daemon {
     told: Told,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
+    /// As many scrubs run at once.
+    slots: Arc<Semaphore>,
+    /// Scrubs that have ended since the last pass.
+    scrubs_ended: usize,
     /// The running scrubs, by the UID of the PV.
     running: BTreeMap<String, (Progress, Cancel)>,
     /// Where running wipes put their checkpoints, by the UID of the PV.
@@ -118,6 +115,7 @@ struct Daemon {
 pub async fn run(settings: Settings, client: Client, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("metrics cannot be registered")?);
     let health = Arc::new(Health::new(settings.stuck_after));
+    let client = metrics::measured(client, Arc::clone(&metrics));
     let server = serve(&settings, &health, &metrics).await?;
     let board = Arc::new(Board::new(&settings.node_name, Arc::clone(&health)));
     let page = status::page::serve(settings.status_address, Arc::clone(&board));
@@ -175,28 +173,41 @@ impl Daemon {
         self.connect().await;
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
-        let mut worked = true;
+        let mut by_timer = false;
+        self.shared.wake.note(Cause::Start);
         loop {
+            self.shared
+                .wake
+                .take_causes()
+                .for_each(|cause| self.metrics.woken(cause));
+            let began = self.now();
             self.health.pass(Some(std::time::Instant::now()));
             due = self.pass().await?;
             self.health.pass(None);
+            let took = self.now() - began;
+            self.metrics.pass_ended(took);
+            self.pace.spent(took, self.now());
             let safety = self.now() + self.settings.limits.discovery_period;
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
-            let quiet = due.is_none() && self.tasks.is_empty();
+            // When a whole period has passed and there was nothing to do after it.
+            if std::mem::take(&mut by_timer) && due.is_none() && self.tasks.is_empty() {
+                sys::memory::give_back();
+            }
             tokio::select! {
-                () = self.shared.wake.notified() => worked = true,
-                Some(done) = self.tasks.join_next() => {
-                    worked = true;
-                    self.settle_task(done)?;
-                }
+                () = self.shared.wake.woken() => {}
+                Some(done) = self.tasks.join_next() => self.settle_task(done)?,
                 Some(ended) = self.watches.join_next() => bail!("a watch ended: {ended:?}"),
                 Some(ended) = self.jobs.watch.join_next() => {
                     self.jobs_refused(ended.context("the watch of Jobs failed")?);
                 }
-                // Once nothing has happened for a whole period.
-                () = tokio::time::sleep(wait) => if quiet && std::mem::take(&mut worked) {
-                    crate::sys::give_back_memory();
-                },
+                () = tokio::time::sleep(wait) => {
+                    self.shared.wake.note(Cause::Timer);
+                    by_timer = true;
+                }
+            }
+            let rest = self.pace.rest(self.now());
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
             }
             // Whatever has ended by now is settled before the next pass, which then sees it all.
             while let Some(done) = self.tasks.try_join_next() {
@@ -206,7 +217,10 @@ impl Daemon {
     }
 
     fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
-        self.settle(done.context("a task of the daemon failed")?);
+        self.calm = None;
+        let done = done.context("a task of the daemon failed")?;
+        self.shared.wake.note(done.cause());
+        self.settle(done);
         Ok(())
     }
 
@@ -245,8 +259,14 @@ impl Daemon {
         if !known || !look.locked_out.is_empty() {
             return Ok(None);
         }
+        let version = store.version();
         drop(store);
         failpoint::hit!("pass.looked");
+        if self.is_calm(&look.observed, version) {
+            debug!(took = ?began.elapsed(), "pass: nothing has changed");
+            self.board.nothing_changed();
+            return Ok(None);
+        }
         let plan = self.plan(&config, &ownership, &node, &look.observed);
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
@@ -257,6 +277,7 @@ impl Daemon {
         let retry = self.memory.next_retry(self.now());
         let taint = self.follow_taint(&config, ready);
         let due = plan.wake_at.into_iter().chain(retry).chain(taint).min();
+        self.calm = self.calm_after(&plan, due, look.observed, version);
         let outdated = self.outdated_checkpoints(&plan);
         failpoint::hit!("pass.planned");
         for action in plan.actions {
@@ -269,6 +290,7 @@ impl Daemon {
 
     fn plan(&mut self, config: &Config, ownership: &Ownership, node: &Node, observed: &Observed) -> Plan {
         let now = self.now();
+        let limits = self.limits();
         let shared = self.shared.clone();
         let mut store = shared.store();
         if store.gaps() != self.gaps {
@@ -294,7 +316,7 @@ impl Daemon {
         let inputs = |memory| Inputs {
             config,
             broken_classes: &self.broken_classes,
-            limits: self.settings.limits,
+            limits,
             mode: self.mode,
             jobs: JobSettings {
                 namespace: &self.settings.namespace,
@@ -311,31 +333,9 @@ impl Daemon {
         };
         let plan = plan::plan(&inputs(&self.memory));
         self.memory.note_observed(&plan, observed, store.cluster(), now);
-        self.metrics.pass(&plan, store.cluster(), ownership, &self.memory);
+        self.metrics
+            .pass(&plan, config, store.cluster(), ownership, &self.memory);
         plan
-    }
-
-    /// Looks at the node, on a thread where blocking is allowed.
-    async fn look(&mut self) -> anyhow::Result<Look> {
-        let mut eyes = self.eyes.take().context("a look was lost")?;
-        let config = self.config.clone().unwrap_or_default();
-        let (keys, published) = {
-            let store = self.shared.store();
-            let pvs = store.cluster().pvs.values().filter_map(|pv| pv.path.clone());
-            // A pod may still use what a PV that is gone stood for.
-            let published: BTreeSet<PathBuf> = pvs.chain(self.memory.gone.keys().cloned()).collect();
-            (plan::directories(&config, store.cluster()), published)
-        };
-        let config_dir = self.settings.config_dir.clone();
-        let period = self.settings.limits.discovery_period;
-        let (eyes, look) = tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &published, &config_dir, period);
-            (eyes, look)
-        })
-        .await
-        .context("the look at the node failed")?;
-        self.eyes = Some(eyes);
-        Ok(look)
     }
 
     /// Logs once a minute how far the scrubs are that take longer than that.
@@ -396,52 +396,6 @@ impl Daemon {
         if ended.await.is_err() {
             error!("a scrub did not stop in 20 s; it ends with the process");
         }
-    }
-}
-
-/// A look at the node: everything in here may block.
-fn look(
-    eyes: &mut Eyes,
-    keys: &[DirectoryKey],
-    published: &BTreeSet<PathBuf>,
-    config_dir: &Path,
-    discovery_period: Duration,
-) -> Look {
-    eyes.directories.follow_config(config_dir);
-    // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
-    let overdue = eyes.config_read.is_none_or(|read| read.elapsed() >= discovery_period);
-    let config = (eyes.directories.take_config_changed() || overdue).then(|| {
-        eyes.config_read = Some(Instant::now());
-        config::load_directory(config_dir)
-    });
-    let mut observed = eyes
-        .scanner
-        .scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
-    let mut locked_out = Vec::new();
-    // Only of directories that have just answered: nothing here has a deadline.
-    for (key, directory) in &mut observed.directories {
-        if !matches!(directory, Directory::Read(_)) {
-            continue;
-        }
-        match eyes.locks.acquire(&key.mount_dir) {
-            Ok(()) => {}
-            Err(error @ LockError::HeldByAnother { .. }) => locked_out.push(error.to_string()),
-            // Nothing is known of a directory that may be another's by now.
-            Err(error) => *directory = Directory::Unreadable(error.to_string()),
-        }
-    }
-    let answered = |key: &&DirectoryKey| {
-        let unreadable = |directory: &Directory| matches!(directory, Directory::Unreadable(_));
-        !observed.directories.get(*key).is_some_and(unreadable)
-    };
-    let paths = keys.iter().filter(answered).map(|key| key.mount_dir.as_path());
-    let paths: BTreeSet<&Path> = paths.collect();
-    eyes.directories.forget_missing(&paths);
-    eyes.directories.follow(paths.into_iter());
-    Look {
-        observed,
-        locked_out,
-        config,
     }
 }
 

@@ -8,16 +8,22 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use crate::devices::sysfs::attached_loops;
 use crate::devices::users::{AttachedLoop, Surroundings, parse_swaps};
-use crate::mounts::{self, Mount, Nesting};
+use crate::identity::VolumeId;
+use crate::mounts::{Nesting, Reading, Source, Table};
 use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView, Observed};
 use crate::probe::{Outcome, Prober, Work};
+use crate::sys;
 
 mod entry;
+
+/// The mount tables are read, and mounts asked for their identity, this often even where the kernel tells of no change:
+/// a filesystem can be given another UUID while it is mounted.
+const REFRESH: Duration = Duration::from_secs(60);
 
 /// Where to look, and how long to wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,12 +58,96 @@ enum Thing {
     Loop(String),
 }
 
-/// Looks at the node, and remembers between looks what hangs.
+/// The mount tables, shared by all who look at them.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    own: Arc<Source>,
+    host: Arc<Source>,
+}
+
+impl Tables {
+    /// Those of these settings. Nothing is read yet.
+    #[must_use]
+    pub fn new(settings: &ScanSettings) -> Self {
+        Self {
+            own: Arc::new(Source::new(&settings.own_mountinfo)),
+            host: Arc::new(Source::new(&settings.host_mountinfo)),
+        }
+    }
+
+    /// The mount table of this process as it is now.
+    ///
+    /// # Errors
+    /// It cannot be read; says where it was looked for.
+    pub fn own(&self) -> io::Result<Arc<Table>> {
+        let path = self.own.path();
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()));
+        Ok(self.own.now().map_err(named)?.table)
+    }
+
+    /// The host's mount table as it is now, empty if it cannot be read, and what it tells of pods. Whatever could hide a
+    /// pod's mount makes the node blind.
+    #[must_use]
+    pub fn host(&self) -> (HostView, Arc<Table>) {
+        view_of(self.host.path(), self.host.now())
+    }
+}
+
+fn view_of(path: &Path, reading: io::Result<Reading>) -> (HostView, Arc<Table>) {
+    let blind = |reason| (HostView::Blind(reason), Arc::default());
+    let table = match reading {
+        Ok(reading) => reading.table,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return blind(format!(
+                "{} does not exist; mount the host's /proc/1/mountinfo there",
+                path.display()
+            ));
+        }
+        Err(error) => return blind(format!("cannot read {}: {error}", path.display())),
+    };
+    let view = match (table.mounts().len(), table.skipped()) {
+        (0, _) => HostView::Blind(format!("{} shows no mounts", path.display())),
+        (_, 0) => HostView::Seen(table.pods().to_vec()),
+        (_, skipped) => HostView::Blind(format!("{skipped} lines of {} are not understood", path.display())),
+    };
+    (view, table)
+}
+
+/// Looks at the node, and remembers between looks what hangs, and what mounts are that have stayed.
 #[derive(Debug)]
 pub struct Scanner {
     settings: ScanSettings,
+    tables: Tables,
     prober: Prober<Thing>,
     boot_id: String,
+    known: Known,
+}
+
+/// The identities of mounts, for as long as no mount comes or goes: until then each mount id means the same mount.
+#[derive(Debug, Default)]
+struct Known {
+    ids: Arc<HashMap<Root, VolumeId>>,
+    /// As [`Reading::changes`] was when they were read.
+    changes: Option<u64>,
+    read: Option<Instant>,
+}
+
+/// The root directory of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Root {
+    mount_id: u64,
+    inode: u64,
+    birth_nanoseconds: Option<i128>,
+}
+
+impl Root {
+    fn new(mount_id: u64, status: &sys::Status) -> Self {
+        Self {
+            mount_id,
+            inode: status.inode,
+            birth_nanoseconds: status.birth_nanoseconds,
+        }
+    }
 }
 
 /// A directory that was opened and read.
@@ -86,39 +176,15 @@ struct Task {
 struct Seen {
     /// `None` if it went since the directory was read.
     kind: Option<EntryKind>,
-    /// The mount that it is the root of.
-    mount_id: Option<u64>,
-}
-
-/// The mount table of this process at one moment.
-#[derive(Default)]
-struct OwnTable {
-    text: Vec<u8>,
-    mounts: Vec<Mount>,
-    by_id: HashMap<u64, usize>,
-}
-
-impl OwnTable {
-    fn read(path: &Path) -> io::Result<Self> {
-        let text = fs::read(path)?;
-        let mounts = mounts::parse(&text);
-        let by_id = mounts
-            .iter()
-            .enumerate()
-            .map(|(index, mount)| (mount.mount_id, index))
-            .collect();
-        Ok(Self { text, mounts, by_id })
-    }
-
-    fn get(&self, mount_id: u64) -> Option<&Mount> {
-        self.mounts.get(*self.by_id.get(&mount_id)?)
-    }
+    /// What it is the root of, if it is the root of a mount.
+    root: Option<Root>,
 }
 
 /// All that is known besides the entry itself when one is looked at.
 struct Context {
-    table: OwnTable,
-    table_path: PathBuf,
+    own: Reading,
+    own_path: PathBuf,
+    known: Arc<HashMap<Root, VolumeId>>,
     around: Surroundings,
 }
 
@@ -127,11 +193,20 @@ impl Scanner {
     #[must_use]
     pub fn new(settings: ScanSettings) -> Self {
         let prober = Prober::new(settings.syscall_timeout);
+        let tables = Tables::new(&settings);
         Self {
             settings,
+            tables,
             prober,
             boot_id: String::new(),
+            known: Known::default(),
         }
+    }
+
+    /// The mount tables that it looks at.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// How many directories, entries and loop devices hang in a system call now.
@@ -146,18 +221,26 @@ impl Scanner {
     /// happen to a published one.
     pub fn scan(&mut self, directories: &[DirectoryKey], probe: &dyn Fn(&DirectoryKey, &OsStr) -> bool) -> Observed {
         self.read_boot_id();
-        let (host, host_mounts) = read_host(&self.settings.host_mountinfo);
+        let (own, host_reading) = self.read_tables();
+        let (host, host_table) = view_of(&self.settings.host_mountinfo, host_reading);
         let (mut read, tasks) = self.list(directories, probe);
-        let mut seen: BTreeMap<DirectoryKey, Vec<Entry>> = BTreeMap::new();
-        match OwnTable::read(&self.settings.own_mountinfo) {
-            Ok(table) => {
-                let nesting = [Nesting::new(&table.mounts), Nesting::new(&host_mounts)];
-                for (task, kind) in self.look(&tasks, table, &host_mounts) {
-                    let entry = Entry {
-                        name: task.name.clone(),
-                        kind: with_nested(kind, &nesting),
-                    };
-                    seen.entry(DirectoryKey::clone(&task.key)).or_default().push(entry);
+        match own {
+            Ok(own) => {
+                let nesting = [own.table.nesting(), host_table.nesting()];
+                let mut kinds = self.look(&tasks, own.clone(), &host_table);
+                // The tasks are in the order of the directories, and of the names in each.
+                for tasks in tasks.chunk_by(|one, next| Arc::ptr_eq(&one.key, &next.key)) {
+                    let seen = tasks.iter().zip(kinds.by_ref());
+                    let entries = seen.filter_map(|(task, kind)| {
+                        Some(Entry {
+                            name: task.name.clone(),
+                            kind: with_nested(kind?, &nesting),
+                        })
+                    });
+                    let entries = entries.collect();
+                    if let Some(task) = tasks.first() {
+                        read.insert(DirectoryKey::clone(&task.key), Directory::Read(entries));
+                    }
                 }
             }
             Err(error) => {
@@ -171,13 +254,23 @@ impl Scanner {
                 }
             }
         }
-        for (key, entries) in seen {
-            read.insert(key, Directory::Read(entries));
-        }
         Observed {
             directories: read,
             host,
             boot_id: self.boot_id.clone(),
+        }
+    }
+
+    /// The own mount table and the host's: what the kernel says of changes does, but for now and then.
+    fn read_tables(&mut self) -> (io::Result<Reading>, io::Result<Reading>) {
+        if self.known.read.is_none_or(|read| read.elapsed() >= REFRESH) {
+            self.known = Known {
+                read: Some(Instant::now()),
+                ..Known::default()
+            };
+            (self.tables.own.anew(), self.tables.host.anew())
+        } else {
+            (self.tables.own.now(), self.tables.host.now())
         }
     }
 
@@ -227,47 +320,68 @@ impl Scanner {
         (read, tasks)
     }
 
-    /// Looks at the entries. Those that went meanwhile are left out.
+    /// Looks at the entries, and says in their order what they are: `None` of those that went meanwhile.
     ///
     /// The mount table is read before. One that changed meanwhile may have given an id to another mount, so the entries
     /// that are roots of mounts that came, went or changed are looked at once more with the new one.
-    fn look<'a>(&mut self, tasks: &'a [Task], table: OwnTable, host: &[Mount]) -> Vec<(&'a Task, EntryKind)> {
+    fn look(
+        &mut self,
+        tasks: &[Task],
+        own: Reading,
+        host: &Arc<Table>,
+    ) -> impl Iterator<Item = Option<EntryKind>> + use<> {
         let loops = if tasks.iter().any(|task| task.probe) {
             self.loops()
         } else {
             Vec::new()
         };
-        let mut context = Arc::new(self.context(table, host, loops));
+        if own.changes.is_none() || own.changes != self.known.changes {
+            self.known.ids = Arc::default();
+        }
+        let context = Arc::new(self.context(own.clone(), host, loops));
         let all: Vec<&Task> = tasks.iter().collect();
-        let mut results: Vec<(&Task, Seen)> = self.look_once(&all, &context);
+        let mut seen = self.look_once(&all, &context);
 
-        if let Ok(after) = OwnTable::read(&self.settings.own_mountinfo)
-            && after.text != context.table.text
+        let mut settled = own.changes;
+        if let Ok(after) = self.tables.own.now()
+            && (after.changes != own.changes || !Arc::ptr_eq(&after.table, &own.table))
         {
+            settled = None;
             let outdated = |seen: &Seen| {
-                seen.mount_id.is_some_and(|id| {
-                    let (before, after) = (context.table.get(id), after.get(id));
+                seen.root.is_some_and(|root| {
+                    let (before, after) = (own.table.get(root.mount_id), after.table.get(root.mount_id));
                     before.is_none() || before != after
                 })
             };
-            let (again, mut settled): (Vec<_>, Vec<_>) = results.into_iter().partition(|(_, seen)| outdated(seen));
+            let again: Vec<usize> = (0..seen.len()).filter(|&at| outdated(&seen[at])).collect();
             if !again.is_empty() {
-                let loops = context.around.loops.clone();
-                context = Arc::new(self.context(after, host, loops));
-                let again: Vec<&Task> = again.into_iter().map(|(task, _)| task).collect();
-                settled.extend(self.look_once(&again, &context));
+                self.known.ids = Arc::default();
+                let context = Arc::new(self.context(after, host, context.around.loops.clone()));
+                let outdated: Vec<&Task> = again.iter().map(|&at| &tasks[at]).collect();
+                for (at, anew) in again.into_iter().zip(self.look_once(&outdated, &context)) {
+                    seen[at] = anew;
+                }
             }
-            results = settled;
         }
-        let mut entries: Vec<_> = results
-            .into_iter()
-            .filter_map(|(task, seen)| Some((task, seen.kind?)))
-            .collect();
-        entries.sort_by(|(left, _), (right, _)| (&left.key, &left.name).cmp(&(&right.key, &right.name)));
-        entries
+        self.note_known(&seen, settled);
+        seen.into_iter().map(|seen| seen.kind)
     }
 
-    fn look_once<'a>(&mut self, tasks: &[&'a Task], context: &Arc<Context>) -> Vec<(&'a Task, Seen)> {
+    /// Keeps the identities of mounts, if none has come or gone while they were looked at.
+    fn note_known(&mut self, seen: &[Seen], changes: Option<u64>) {
+        let identified = |seen: &Seen| match (seen.root, &seen.kind) {
+            (Some(root), Some(EntryKind::Mount(facts))) => Some((root, facts.id.clone().ok()?)),
+            _ => None,
+        };
+        let all_known = |seen: &Seen| seen.root.is_none_or(|root| self.known.ids.contains_key(&root));
+        if changes.is_none() || changes != self.known.changes || !seen.iter().all(all_known) {
+            let ids = changes.map(|_| seen.iter().filter_map(identified).collect());
+            self.known.ids = Arc::new(ids.unwrap_or_default());
+            self.known.changes = changes;
+        }
+    }
+
+    fn look_once(&mut self, tasks: &[&Task], context: &Arc<Context>) -> Vec<Seen> {
         let items = tasks
             .iter()
             .map(|task| {
@@ -281,23 +395,24 @@ impl Scanner {
             Outcome::Done(seen) => seen,
             Outcome::Unresponsive(text) => Seen {
                 kind: Some(EntryKind::Unresponsive(text)),
-                mount_id: None,
+                root: None,
             },
         });
-        tasks.iter().copied().zip(outcomes).collect()
+        outcomes.collect()
     }
 
-    fn context(&self, table: OwnTable, host: &[Mount], loops: Vec<AttachedLoop>) -> Context {
+    fn context(&self, own: Reading, host: &Arc<Table>, loops: Vec<AttachedLoop>) -> Context {
         let around = Surroundings {
             sysfs: self.settings.sysfs.clone(),
             boot_id: self.boot_id.clone(),
-            mounts: table.mounts.iter().chain(host).cloned().collect(),
+            mounts: vec![Arc::clone(&own.table), Arc::clone(host)],
             loops,
             swaps: parse_swaps(&fs::read("/proc/swaps").unwrap_or_default()),
         };
         Context {
-            table,
-            table_path: self.settings.own_mountinfo.clone(),
+            own,
+            own_path: self.settings.own_mountinfo.clone(),
+            known: Arc::clone(&self.known.ids),
             around,
         }
     }
@@ -333,16 +448,16 @@ pub fn boot_id() -> String {
     text.trim().to_owned()
 }
 
-/// What a device is examined against, read anew and without a deadline: for a scrub, which has a thread of its own.
+/// What a device is examined against, as it is now and without a deadline: for a scrub, which has a thread of its own.
 #[must_use]
-pub fn surroundings(settings: &ScanSettings) -> Surroundings {
-    let own = OwnTable::read(&settings.own_mountinfo).unwrap_or_default();
-    let (_, host) = read_host(&settings.host_mountinfo);
+pub fn surroundings(settings: &ScanSettings, tables: &Tables) -> Surroundings {
+    let own = tables.own().unwrap_or_default();
+    let (_, host) = tables.host();
     let loops = attached_loops(&settings.sysfs);
     Surroundings {
         sysfs: settings.sysfs.clone(),
         boot_id: boot_id(),
-        mounts: own.mounts.into_iter().chain(host).collect(),
+        mounts: vec![own, host],
         loops: loops
             .iter()
             .map(|(name, backing)| AttachedLoop::examine(name, backing, Path::new("/dev")))
@@ -351,36 +466,8 @@ pub fn surroundings(settings: &ScanSettings) -> Surroundings {
     }
 }
 
-/// The host's mounts, and what they tell of pods. Whatever could hide a pod's mount makes the node blind.
-#[must_use]
-pub fn read_host(path: &Path) -> (HostView, Vec<Mount>) {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let reason = format!(
-                "{} does not exist; mount the host's /proc/1/mountinfo there",
-                path.display()
-            );
-            return (HostView::Blind(reason), Vec::new());
-        }
-        Err(error) => {
-            return (
-                HostView::Blind(format!("cannot read {}: {error}", path.display())),
-                Vec::new(),
-            );
-        }
-    };
-    let (mounts, skipped) = mounts::parse_counting(&text);
-    let view = match (mounts.len(), skipped) {
-        (0, _) => HostView::Blind(format!("{} shows no mounts", path.display())),
-        (_, 0) => HostView::Seen(mounts::pod_mounts(&mounts)),
-        (_, skipped) => HostView::Blind(format!("{skipped} lines of {} are not understood", path.display())),
-    };
-    (view, mounts)
-}
-
 /// Adds what is mounted below a volume, in any of the tables.
-fn with_nested(mut kind: EntryKind, tables: &[Nesting]) -> EntryKind {
+fn with_nested(mut kind: EntryKind, tables: &[&Nesting]) -> EntryKind {
     if let EntryKind::Mount(facts) = &mut kind {
         let mut nested: Vec<PathBuf> = tables
             .iter()
@@ -400,7 +487,7 @@ mod tests {
     use super::*;
 
     /// What is seen of /proc, which is a mount everywhere, if this table is the one that was read before.
-    fn proc_by(table: OwnTable) -> EntryKind {
+    fn proc_by(table: Table) -> EntryKind {
         let key = DirectoryKey {
             class: "c".into(),
             host_dir: "/".into(),
@@ -414,20 +501,23 @@ mod tests {
             probe: false,
         };
         let mut scanner = Scanner::new(ScanSettings::default());
-        scanner.look(&[task], table, &[]).remove(0).1
+        let own = Reading {
+            table: Arc::new(table),
+            changes: None,
+        };
+        scanner.look(&[task], own, &Arc::default()).next().unwrap().unwrap()
     }
 
     #[test]
     fn an_outdated_mount_table_is_read_again() {
-        let now = || OwnTable::read(Path::new("/proc/self/mountinfo")).unwrap();
+        let text = fs::read("/proc/self/mountinfo").unwrap();
         let is_proc = |kind: EntryKind| matches!(kind, EntryKind::Mount(facts) if facts.fs_type == "proc");
-        assert!(is_proc(proc_by(now())));
-        assert!(is_proc(proc_by(OwnTable::default())), "it was mounted since");
-        let mut reused = now();
-        reused.text.clear();
-        for mount in &mut reused.mounts {
-            mount.fs_type = "ext4".into();
-        }
-        assert!(is_proc(proc_by(reused)), "its id was another mount's before");
+        assert!(is_proc(proc_by(Table::new(text.clone()))));
+        assert!(is_proc(proc_by(Table::default())), "it was mounted since");
+        let reused = String::from_utf8(text).unwrap().replace(" - proc ", " - ext4 ");
+        assert!(
+            is_proc(proc_by(Table::new(reused.into_bytes()))),
+            "its id was another mount's before"
+        );
     }
 }

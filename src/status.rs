@@ -3,7 +3,7 @@
 //! Nothing is decided here. The loop tells a [`Board`] what it has seen, planned and started; a [`Status`] is made from
 //! that when somebody asks.
 
-mod advice;
+pub(crate) mod advice;
 mod board;
 pub mod page;
 #[cfg(test)]
@@ -138,8 +138,14 @@ pub struct Volume {
     pub reason: Option<String>,
     /// The reason's short name.
     pub slug: Option<String>,
-    /// What to do about it, where `reason` does not say it.
+    /// `reason` without what to do about it.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// What to do about it.
     pub advice: Option<String>,
+    /// Commands by which to decide, where there is something to decide; one for each decision.
+    #[serde(default)]
+    pub commands: Vec<String>,
     /// Something wrong with it that does not change its state.
     pub warning: Option<String>,
     /// It is not in circulation, or something is wrong with it: to be shown first.

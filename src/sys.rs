@@ -1,8 +1,10 @@
-//! System calls and ioctls that `nix` lacks: the one module with unsafe code.
+//! System calls and ioctls that `nix` lacks: with its children, the one module with unsafe code.
 //!
 //! Every function takes a borrowed descriptor and plain values, returns plain values, and leaves nothing behind. The
 //! numbers and layouts are those of the kernel's include/uapi.
 #![allow(unsafe_code)]
+
+pub mod memory;
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
@@ -163,11 +165,13 @@ pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle> {
 pub struct FilesystemStatus {
     /// Size of the whole filesystem.
     pub total_bytes: u64,
+    /// Writing through this mount is refused, because the mount or the filesystem is read-only.
+    pub read_only: bool,
     /// `f_fsid` as the kernel's 64-bit number. Whether it means anything depends on the type of filesystem.
     pub fsid: u64,
 }
 
-/// fstatfs(2) of the filesystem behind a descriptor.
+/// fstatfs(2) of the filesystem behind a descriptor, which may be an `O_PATH` one.
 ///
 /// # Errors
 /// That of the system call.
@@ -178,6 +182,7 @@ pub fn filesystem_status(fd: BorrowedFd<'_>) -> Result<FilesystemStatus> {
     let block_bytes = u64::try_from(stat.block_size()).unwrap_or(0);
     Ok(FilesystemStatus {
         total_bytes: stat.blocks().saturating_mul(block_bytes),
+        read_only: stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY),
         fsid: u64::from(high) << 32 | u64::from(low),
     })
 }
@@ -507,47 +512,6 @@ pub fn set_io_priority(priority: IoPriority) -> Result<()> {
     Ok(())
 }
 
-/// Has malloc take all memory from one arena: an arena for each thread costs memory that no other thread uses again, and
-/// our threads make system calls, and few calls of malloc. Before there are threads.
-pub fn one_malloc_arena() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number. It fails only for values that are not known, and then nothing is changed.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-/// Gives back what a burst of work has left: free memory of malloc, and the pages of the program's own code, which are
-/// read from the page cache again when they are needed.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: returns free pages only.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    for code in code_of(&maps, &exe) {
-        // SAFETY: the pages are of a private mapping of a file, executable and not writable, so they are as the file is:
-        // relocations are in other mappings. What is touched again is mapped again.
-        unsafe {
-            libc::madvise(code.start as *mut libc::c_void, code.len(), libc::MADV_DONTNEED);
-        }
-    }
-}
-
-/// Where the code of a program is mapped, by /proc/PID/maps (proc(5)).
-fn code_of(maps: &str, exe: &Path) -> Vec<std::ops::Range<usize>> {
-    let code = |line: &str| {
-        let mut fields = line.splitn(6, ' ');
-        let (start, end) = fields.next()?.split_once('-')?;
-        let code = fields.next()? == "r-xp" && Path::new(fields.nth(3)?.trim_start()) == exe;
-        let address = |text| usize::from_str_radix(text, 16).ok();
-        code.then_some(address(start)?..address(end)?)
-    };
-    maps.lines().filter_map(code).collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -619,34 +583,5 @@ mod tests {
         assert!(disk_sequence(file.as_fd()).is_err());
         assert!(logical_block_bytes(file.as_fd()).is_err());
         assert_eq!(discard(file.as_fd(), &(0..512)), Err(Errno::ENOTTY));
-    }
-
-    #[test]
-    fn code_is_what_may_be_executed_and_not_written() {
-        let maps = "1000-2000 r--p 00000000 fe:00 12                         /bin/x y\n\
-            2000-5000 r-xp 00001000 fe:00 12                         /bin/x y\n\
-            5000-6000 rw-p 00004000 fe:00 12                         /bin/x y\n\
-            6000-7000 r-xp 00000000 fe:00 13                         /lib/libc.so\n\
-            7000-8000 rwxp 00000000 fe:00 12                         /bin/x y\n\
-            8000-9000 r-xp 00000000 00:00 0                          [vdso]\n\
-            9000-a000 rw-p 00000000 00:00 0 \n";
-        assert_eq!(code_of(maps, Path::new("/bin/x y")), vec![0x2000_usize..0x5000]);
-    }
-
-    #[test]
-    fn memory_that_was_given_back_is_as_before() {
-        let resident = || {
-            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-            let rest = status.split_once("RssFile:").unwrap().1;
-            rest.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-        };
-        let gives_back = || {
-            let before = resident();
-            give_back_memory();
-            resident() < before
-        };
-        // Other tests run beside this one and touch their code again.
-        assert!((0..50).any(|_| gives_back()));
-        assert_eq!(format!("{:?}", vec![1.5, 2.5]), "[1.5, 2.5]", "code runs on");
     }
 }

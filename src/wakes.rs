@@ -2,6 +2,8 @@
 //!
 //! No decision is taken from an event's contents, so a lost or doubled one costs time, never correctness.
 
+mod wake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,8 +15,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::Notify;
 use tracing::{debug, warn};
+
+pub use wake::{Cause, Wake};
 
 /// inotify watches of the discovery directories and of the configuration.
 pub struct Directories {
@@ -27,17 +30,19 @@ pub struct Directories {
 impl Directories {
     /// Starts watching. Without inotify (its limits are the machine's) the safety timer finds what changes.
     #[must_use]
-    pub fn new(wake: Arc<Notify>, config_dir: &Path) -> Self {
+    pub fn new(wake: Arc<Wake>, config_dir: &Path) -> Self {
         // True at first: the configuration is to be read.
         let config_changed = Arc::new(AtomicBool::new(true));
         let (flag, config) = (Arc::clone(&config_changed), config_dir.to_owned());
         let handler = move |event: notify::Result<notify::Event>| {
+            let mut cause = Cause::Directory;
             match event {
                 // Our own looks open the directories.
                 Ok(event) if matches!(event.kind, EventKind::Access(_)) => return,
                 Ok(event) => {
                     if event.paths.is_empty() || event.paths.iter().any(|path| path.starts_with(&config)) {
                         flag.store(true, Ordering::Release);
+                        cause = Cause::Configuration;
                     }
                 }
                 Err(error) => {
@@ -45,7 +50,7 @@ impl Directories {
                     flag.store(true, Ordering::Release);
                 }
             }
-            wake.notify_one();
+            wake.wake(cause);
         };
         let watcher = notify::recommended_watcher(handler)
             .inspect_err(|error| warn!(%error, "inotify is not available; changes are found by the safety timer (--discovery-period)"))
@@ -144,7 +149,7 @@ impl MountTables {
     ///
     /// # Errors
     /// No thread or pipe can be made.
-    pub fn watch(paths: &[PathBuf], wake: Arc<Notify>) -> std::io::Result<Self> {
+    pub fn watch(paths: &[PathBuf], wake: Arc<Wake>) -> std::io::Result<Self> {
         let (stopped, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let paths = paths.to_vec();
         std::thread::Builder::new()
@@ -159,7 +164,7 @@ impl MountTables {
     }
 }
 
-fn wake_until(tables: &[File], stopped: &OwnedFd, wake: &Notify) {
+fn wake_until(tables: &[File], stopped: &OwnedFd, wake: &Wake) {
     let changed = PollFlags::POLLPRI | PollFlags::POLLERR;
     loop {
         let mut polled: Vec<PollFd<'_>> = tables.iter().map(|table| PollFd::new(table.as_fd(), changed)).collect();
@@ -176,6 +181,6 @@ fn wake_until(tables: &[File], stopped: &OwnedFd, wake: &Notify) {
         if polled.last().is_some_and(happened) {
             return;
         }
-        wake.notify_one();
+        wake.wake(Cause::MountTable);
     }
 }

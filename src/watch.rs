@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -12,18 +12,21 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
-use tokio::sync::Notify;
+use prometheus::IntCounterVec;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::api::{self, WriteError};
 use crate::cluster::Mode;
-use crate::memory::api_backoff;
 use crate::names;
 use crate::store::Store;
+use crate::wakes::{Cause, Wake};
 
-/// A watch call is renewed after this time: before the 350 s after which load balancers forget idle connections.
-pub const WATCH_SECONDS: u32 = 200;
+/// A watch call is renewed after this time, give or take: before the 350 s after which load balancers forget idle
+/// connections. Nodes that started together do not renew together.
+const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 200..=LONGEST_WATCH_SECONDS;
+/// The most that a watch call lasts; the library takes less than 295 s.
+pub const LONGEST_WATCH_SECONDS: u32 = 260;
 /// A failure this long after the last one is a new trouble, which begins with a short wait again. Longer than any wait
 /// and any request that times out.
 const CALM: Duration = Duration::from_secs(60);
@@ -37,7 +40,9 @@ const PAGE_OF_WHOLE: u32 = 100;
 pub struct Shared {
     store: Arc<Mutex<Store>>,
     /// "Look again".
-    pub wake: Arc<Notify>,
+    pub wake: Arc<Wake>,
+    /// What counts watches that failed, by resource; may be left unset.
+    pub restarts: Arc<OnceLock<IntCounterVec>>,
 }
 
 impl Shared {
@@ -53,26 +58,29 @@ impl Shared {
         let before = store.version();
         change(&mut store);
         if store.version() != before {
-            self.wake.notify_one();
+            self.wake.wake(Cause::Api);
         }
     }
 }
 
 fn config() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
+    watcher::Config::default()
+        .timeout(fastrand::u32(WATCH_SECONDS))
+        .page_size(PAGE)
 }
 
 /// Runs a watch for ever: errors are waited out, and a stream whose start is refused with 410 is made anew (the library
 /// would retry it with the same resourceVersion).
-async fn keep<K, S>(what: &str, make: impl Fn() -> S, seen: impl FnMut(Event<K>))
+async fn keep<K, S>(shared: &Shared, what: &str, make: impl Fn() -> S, seen: impl FnMut(Event<K>))
 where
     S: Stream<Item = watcher::Result<Event<K>>> + Send,
 {
-    match keep_until(what, make, seen, |_| None::<Infallible>).await {}
+    match keep_until(shared, what, make, seen, |_| None::<Infallible>).await {}
 }
 
 /// As [`keep`], until an error that ends it.
 async fn keep_until<K, S, T>(
+    shared: &Shared,
     what: &str,
     make: impl Fn() -> S,
     mut seen: impl FnMut(Event<K>),
@@ -93,6 +101,9 @@ where
                     if let Some(end) = over(&err) {
                         return end;
                     }
+                    if let Some(restarts) = shared.restarts.get() {
+                        restarts.with_label_values(&[what]).inc();
+                    }
                     failures = if failed_at.elapsed() > CALM { 1 } else { failures + 1 };
                     failed_at = Instant::now();
                     if failures == 1 {
@@ -100,7 +111,7 @@ where
                     } else {
                         debug!(watch = what, failures, error = %describe(&err), "watch failed again");
                     }
-                    tokio::time::sleep(api_backoff(failures)).await;
+                    tokio::time::sleep(api::wait(failures, api::asked_by_watch(&err))).await;
                     if is_gone(&err) {
                         break;
                     }
@@ -138,6 +149,7 @@ pub async fn persistent_volumes(client: Client, shared: Shared, mode: Mode, host
         Mode::Classic => config(),
     };
     keep(
+        &shared,
         "persistentvolumes",
         || watcher(api.clone(), config.clone()),
         |event| match event {
@@ -160,7 +172,8 @@ pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node
         while let Err(err) = list_unlabelled(&client, &shared, &node_name).await {
             failures += 1;
             warn!(error = %format!("{err:#}"), "cannot list the PersistentVolumes of the classic program; trying again");
-            tokio::time::sleep(api_backoff(failures)).await;
+            let asked = err.downcast_ref().and_then(api::asked_by);
+            tokio::time::sleep(api::wait(failures, asked)).await;
         }
     }
     shared.update(Store::former_listed);
@@ -240,7 +253,7 @@ pub async fn storage_classes(client: Client, shared: Shared) {
     let mut classes = Whole::new();
     let stream =
         || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
-    keep("storageclasses", stream, |event| {
+    keep(&shared, "storageclasses", stream, |event| {
         let starting = matches!(event, Event::Init);
         if classes.take(event) && !starting {
             shared.update(|store| store.classes(&classes.objects));
@@ -262,7 +275,7 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static
                 if failures == 1 {
                     warn!(watch = "jobs", %error, "list of Jobs failed; it is tried again");
                 }
-                tokio::time::sleep(api_backoff(failures)).await;
+                tokio::time::sleep(api::wait(failures, error.asked())).await;
             }
         }
     }
@@ -282,7 +295,7 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static
             shared.update(|store| store.jobs(jobs.objects.values()));
         }
     };
-    keep_until("jobs", stream, seen, refused_verb).await
+    keep_until(&shared, "jobs", stream, seen, refused_verb).await
 }
 
 /// The verb that is not permitted, if that is the error.
@@ -319,7 +332,7 @@ async fn unlabelled_jobs(client: &Client, shared: &Shared, namespace: &str) -> R
 pub async fn node(client: Client, shared: Shared, name: String) {
     let api: Api<Node> = Api::all(client);
     let stream = || watcher(api.clone(), config().fields(&format!("metadata.name={name}")));
-    keep("nodes", stream, |event| {
+    keep(&shared, "nodes", stream, |event| {
         if let Event::Apply(node) | Event::InitApply(node) = event {
             shared.update(|store| store.node(&node));
         }

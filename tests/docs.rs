@@ -112,13 +112,21 @@ fn names_on_persistent_volumes_are_documented() {
 
 #[test]
 fn metrics_are_documented() {
-    let source = text("src/metrics.rs");
-    let constructors = ["counter(", "gauges(", "gauge(", "histogram("];
-    let registered = constructors.iter().flat_map(|call| literals_after(&source, call));
-    let code = registered
-        .map(|name| format!("local_volume_provisioner_{name}"))
-        .collect();
-    same("metrics", &code, &column("docs/operations.md", "## Metrics", 0));
+    let metrics = local_volume_provisioner::metrics::Metrics::new().unwrap();
+    let with_labels = |metric: &local_volume_provisioner::metrics::Description| {
+        let mut labels = metric.labels.clone();
+        labels.sort();
+        format!("{}({})", metric.name, labels.join(", "))
+    };
+    let code = metrics.descriptions().iter().map(with_labels).collect();
+    let mut documented = Set::new();
+    for row in rows(&section("docs/operations.md", "## Metrics")) {
+        let mut labels: Vec<&str> = row[1].split(", ").map(str::trim).collect();
+        labels.sort_unstable();
+        let names = quoted(&row[0]).into_iter();
+        documented.extend(names.map(|name| format!("{name}({})", labels.join(", "))));
+    }
+    same("metrics", &code, &documented);
 }
 
 #[test]

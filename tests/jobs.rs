@@ -183,8 +183,7 @@ fn a_job_that_never_starts_is_told_and_not_counted() {
         let (_device, pv) = kubelet::device(&node).await?;
         node.release("a").await?;
         let job = kubelet::job(&node, &pv, None).await?;
-        node.event(&pv, "VolumeFailedDelete", "has not started: look at it")
-            .await?;
+        node.event(&pv, "VolumeFailedDelete", "has not started; ").await?;
         http_until(address, "/metrics", |_, metrics| {
             metrics.contains("volumes_held{reason=\"job-pending\"} 1")
         })

@@ -393,6 +393,55 @@ fn an_automount_is_not_triggered() {
     });
 }
 
+/// What a scanner that has looked before sees of the only entry.
+fn again(scanner: &mut Scanner, directory: &Path) -> MountFacts {
+    let observed = scanner.scan(&[key(directory)], &|_, _| false);
+    match observed.directories.into_values().next() {
+        Some(Directory::Read(mut entries)) => match entries.remove(0).kind {
+            EntryKind::Mount(facts) => *facts,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_changes_between_two_looks_of_a_scanner_is_seen() {
+    on_a_node(|node| {
+        let dir = node.directory("disks");
+        let mut scanner = Scanner::new(settings(node));
+        let path = node.tmpfs("disks/a", MsFlags::empty());
+        let first = again(&mut scanner, &dir);
+        assert_eq!(again(&mut scanner, &dir), first);
+
+        // The kernel gives the next mount the same id and device number, so the table's text may be as it was.
+        node.unmount(&path);
+        node.tmpfs("disks/a", MsFlags::empty());
+        let second = again(&mut scanner, &dir);
+        assert_ne!(second.id.unwrap(), first.id.unwrap(), "another one came to its place");
+
+        // Nothing tells of a filesystem that turns read-only or writable as a whole.
+        for flags in [MsFlags::MS_RDONLY, MsFlags::empty()] {
+            let remount = MsFlags::MS_REMOUNT | flags;
+            mount(None::<&str>, &path, None::<&str>, remount, None::<&str>).unwrap();
+            assert_eq!(again(&mut scanner, &dir).read_only, !flags.is_empty());
+        }
+        fs::create_dir(path.join("below")).unwrap();
+        let nested = node.tmpfs("disks/a/below", MsFlags::empty());
+        assert_eq!(again(&mut scanner, &dir).nested, [nested.as_path()]);
+        node.unmount(&nested);
+        assert!(again(&mut scanner, &dir).nested.is_empty());
+        node.unmount(&path);
+
+        // Nor of the directory behind a bind mount that is deleted.
+        let source = node.directory("source");
+        node.bind(&source, "disks/a");
+        assert!(!again(&mut scanner, &dir).deleted);
+        fs::remove_dir(&source).unwrap();
+        assert!(again(&mut scanner, &dir).deleted);
+    });
+}
+
 /// An automounter that never answers.
 struct Automounter {
     requests: OwnedFd,

@@ -11,7 +11,7 @@ mod support;
 use local_volume_provisioner::config::Cleaner;
 use local_volume_provisioner::devices::ExclusiveDevice;
 use local_volume_provisioner::reason::Held;
-use local_volume_provisioner::scan::ScanSettings;
+use local_volume_provisioner::scan::{ScanSettings, Tables};
 use local_volume_provisioner::scrub::ScrubError;
 use local_volume_provisioner::scrub::block::{verify, wipe, zero_range};
 use local_volume_provisioner::scrub::limits::Steering;
@@ -28,7 +28,7 @@ fn claim(device: &Path) -> Result<ExclusiveDevice, ScrubError> {
         own_mountinfo: "/proc/thread-self/mountinfo".into(), // The namespace is the thread's.
         ..ScanSettings::default()
     };
-    local_volume_provisioner::recycle::claim(device, &scan)
+    local_volume_provisioner::recycle::claim(device, &scan, &Tables::new(&scan))
 }
 
 const MIB: u64 = 1024 * 1024;

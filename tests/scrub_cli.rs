@@ -176,7 +176,8 @@ fn what_cannot_be_scrubbed_is_said_with_the_usage() {
 fn other_storage_than_is_expected_is_not_touched() {
     in_namespace(|dir| {
         let (file, device) = soiled(dir);
-        let around = scan::surroundings(&scan::ScanSettings::default());
+        let settings = scan::ScanSettings::default();
+        let around = scan::surroundings(&settings, &scan::Tables::new(&settings));
         let held = devices::claim_exclusive(&device.path).unwrap();
         let id = held.facts(&around).unwrap().id.unwrap().to_string();
         drop(held);

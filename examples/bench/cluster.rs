@@ -92,6 +92,11 @@ impl<'a> Cluster<'a> {
         mounts::tmpfs(&self.dir.join("disks").join(entry), 16 << 20)
     }
 
+    /// Takes a volume away.
+    pub(crate) fn unmount(&self, entry: &str) -> Result<()> {
+        mounts::unmount(&self.dir.join("disks").join(entry))
+    }
+
     /// A kubeconfig of the daemon's user, by way of this address if there is one.
     pub(crate) fn kubeconfig(&self, by: Option<std::net::SocketAddr>) -> Result<PathBuf> {
         let path = self.plane.kubeconfig_of("full")?;

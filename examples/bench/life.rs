@@ -14,7 +14,7 @@ use crate::proxy::Proxy;
 use crate::report::Report;
 
 /// Volumes of a node of the usual size.
-const USUAL: usize = 20;
+pub(crate) const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Between two passes over what nothing happens to: the default of `--discovery-period`.
@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// So many are measured.
 const PASSES: u32 = 2;
 /// Longer than the period between two looks.
-const QUIET: Duration = Duration::from_secs(15);
+pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
 const FIRST_PV: &str = "start to first PV";
 const MOUNT_TO_PV: &str = "mount to PV";
@@ -41,12 +41,12 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn entries(from: usize, to: usize) -> impl Iterator<Item = String> {
+pub(crate) fn entries(from: usize, to: usize) -> impl Iterator<Item = String> {
     (from..to).map(|number| format!("disk{number:05}"))
 }
 
 /// Waits until there are so many PVs, and all are Available.
-async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Instant> {
+pub(crate) async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Instant> {
     let all = |pvs: &Pvs| pvs.len() == count && pvs.values().all(is_free);
     cluster
         .seen

@@ -4,11 +4,13 @@
 //! two machines, or of one machine at two times, are not comparable; the ratios of one run are.
 
 mod cluster;
+mod fleet;
 mod life;
 mod program;
 mod proxy;
 mod report;
 mod scrubs;
+mod soak;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,6 +64,8 @@ enum Part {
     Crowd,
     /// Scrubs beside rm, dd and blkdiscard
     Scrubs,
+    /// An hour of releases and mounts, never measured unless asked for
+    Soak,
 }
 
 /// How much is measured.
@@ -78,6 +82,7 @@ struct Scale {
     window: std::time::Duration,
     files: usize,
     device_bytes: u64,
+    soak: std::time::Duration,
 }
 
 impl Scale {
@@ -93,6 +98,7 @@ impl Scale {
                 window: seconds(10),
                 files: 100_000,
                 device_bytes: 512 << 20,
+                soak: seconds(5 * 60),
             }
         } else {
             Self {
@@ -104,6 +110,7 @@ impl Scale {
                 window: seconds(60),
                 files: 1_000_000,
                 device_bytes: 4 << 30,
+                soak: seconds(60 * 60),
             }
         }
     }
@@ -173,6 +180,7 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
             Some(Part::Memory) => drop(life::start(&cluster, binary, &mut report, column).await?),
             Some(Part::Idle) => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
             Some(Part::Burst) => life::many(&cluster, binary, &scale, &mut report, column).await?,
+            Some(Part::Soak) => soak::measure(&cluster, binary, scale.soak, &mut report, column).await?,
             Some(Part::Scrubs | Part::Crowd) => {}
         }
         cluster.clear().await?;
@@ -196,6 +204,14 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
                 life::crowded(&cluster, binary, foreign, &scale, &mut report, column).await?;
                 cluster.clear().await?;
             }
+            fleet::measure(
+                &plane,
+                &dir.join(foreign.to_string()),
+                &binaries[0],
+                foreign,
+                &mut report,
+            )
+            .await?;
         }
     }
     Ok(report)

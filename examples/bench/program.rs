@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What is run.
 pub(crate) struct Binary {
@@ -20,6 +21,13 @@ impl Binary {
             .canonicalize()
             .with_context(|| format!("no program {}", path.display()))?;
         Ok(Self { path, args })
+    }
+
+    /// The same with one more argument.
+    pub(crate) fn with(&self, argument: String) -> Self {
+        let args = self.args.iter().cloned().chain([argument]).collect();
+        let path = self.path.clone();
+        Self { path, args }
     }
 
     /// Runs it as the provisioner of a node.
@@ -87,6 +95,24 @@ impl Running {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         Ok(self.began.elapsed())
+    }
+
+    /// Waits until it says that it is ready.
+    pub(crate) async fn ready(&mut self) -> Result<()> {
+        loop {
+            self.check()?;
+            if let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await {
+                let mut answer = String::new();
+                stream
+                    .write_all(b"GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+                    .await?;
+                stream.read_to_string(&mut answer).await?;
+                if answer.starts_with("HTTP/1.1 200") {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     fn proc(&self, file: &str) -> Result<String> {

@@ -1,5 +1,7 @@
 //! `plan`: what the daemon would make of this machine's directories, by the same decisions.
 
+mod print;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,16 +14,14 @@ use k8s_openapi::api::storage::v1::StorageClass as StorageClassObject;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
-use super::table::align;
 use crate::cluster::{Mode, Node, Ownership, StorageClass};
 use crate::config::{self, Class, Config, VolumeMode};
 use crate::memory::Memory;
 use crate::name_pattern::NamePattern;
 use crate::names;
-use crate::observed::{Directory, DirectoryKey, HostView, Observed};
-use crate::plan::{self, Action, Inputs, JobSettings, Limits, Plan, State};
+use crate::observed::{DirectoryKey, Observed};
+use crate::plan::{self, Inputs, JobSettings, Limits};
 use crate::scan::{ScanSettings, Scanner};
-use crate::status::printable;
 use crate::store::Store;
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub(super) struct PlanArgs {
     /// Look at this directory, without any configuration
     #[arg(long, value_name = "DIR", requires = "class")]
     host_dir: Option<PathBuf>,
-    /// The class of --host-dir
+    /// The class of --host-dir; of a configuration, the only class to show
     #[arg(long, value_name = "NAME")]
     class: Option<String>,
     /// The volumeMode of --host-dir
@@ -92,7 +92,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         None => assume(&node_name, &config),
     };
     let observed = look(args, &config, &side.store);
-    let plan = plan::plan(&Inputs {
+    let mut plan = plan::plan(&Inputs {
         config: &config,
         broken_classes: &BTreeSet::new(),
         limits: Limits {
@@ -116,9 +116,24 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
         progress: &BTreeMap::new(),
         now: Duration::ZERO,
     });
+    let mut observed = observed;
+    if let Some(class) = &args.class {
+        print::only(class, &mut plan, &mut observed);
+    }
+    for class in config
+        .classes
+        .keys()
+        .filter(|class| args.class.as_ref().is_none_or(|only| only == *class))
+    {
+        if !side.store.cluster().storage_classes.contains_key(class) {
+            eprintln!(
+                "warning: StorageClass {class} does not exist in the cluster; nothing of class {class} can be published"
+            );
+        }
+    }
     let readable = match args.output {
-        Output::Table => print_table(&plan, &observed, args.kubeconfig.is_some()),
-        Output::Yaml | Output::Json => print_objects(&plan, args.output)?,
+        Output::Table => print::table(&plan, &observed, args.kubeconfig.is_some()),
+        Output::Yaml | Output::Json => print::objects(&plan, args.output)?,
     };
     Ok(if good && readable {
         ExitCode::SUCCESS
@@ -167,6 +182,18 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, bool)> {
     }
     let good = loaded.problems.is_empty();
     let mut config = loaded.config;
+    if let Some(class) = args.class.as_ref().filter(|class| !config.classes.contains_key(*class)) {
+        let classes: Vec<&str> = config.classes.keys().map(String::as_str).collect();
+        bail!(
+            "there is no class {class} in {}; its classes: {}",
+            path.display(),
+            if classes.is_empty() {
+                "none".into()
+            } else {
+                classes.join(", ")
+            }
+        );
+    }
     if config.classes.is_empty() {
         bail!(
             "no class to look at in {}; --host-dir DIR --class NAME looks at a directory without any configuration",
@@ -280,99 +307,4 @@ fn look(args: &PlanArgs, config: &Config, store: &Store) -> Observed {
     Scanner::new(settings).scan(&directories, &|key: &DirectoryKey, name: &std::ffi::OsStr| {
         !published.contains(&key.host_dir.join(name))
     })
-}
-
-fn print_table(plan: &Plan, observed: &Observed, with_cluster: bool) -> bool {
-    let rows: Vec<Vec<String>> = plan
-        .volumes
-        .iter()
-        .map(|volume| {
-            let would = match (&volume.state, volume.published) {
-                (State::Available, false) => Some("to be published".to_owned()),
-                _ => volume.state.reason().or_else(|| volume.warning.clone()),
-            };
-            vec![
-                volume.directory.class.clone(),
-                printable(&volume.entry),
-                volume.state.word().to_owned(),
-                volume.pv.clone().unwrap_or_else(|| "-".into()),
-                volume.capacity.clone().unwrap_or_else(|| "-".into()),
-                would.unwrap_or_default(),
-            ]
-        })
-        .collect();
-    print!(
-        "{}",
-        align(&["CLASS", "ENTRY", "STATE", "PV", "CAPACITY", "REASON"], &rows)
-    );
-    let mut readable = true;
-    for (key, directory) in &observed.directories {
-        let why = match directory {
-            Directory::Read(entries) if entries.is_empty() => "is empty",
-            Directory::Read(_) => continue,
-            Directory::Missing => "does not exist",
-            Directory::Unreadable(error) => error.as_str(),
-        };
-        readable &= matches!(directory, Directory::Read(_));
-        eprintln!("{}: {} (class {})", key.mount_dir.display(), why, key.class);
-    }
-    if let HostView::Blind(reason) = &observed.host {
-        eprintln!("mounts of pods cannot be seen: {reason}");
-    }
-    if with_cluster {
-        print_actions(plan);
-    }
-    readable
-}
-
-fn print_actions(plan: &Plan) {
-    if plan.actions.is_empty() {
-        println!("\nNothing to do to the cluster.");
-        return;
-    }
-    println!("\nTo be done:");
-    for action in &plan.actions {
-        match action {
-            Action::Create(pv) => println!("  create PV {}", pv.name_any()),
-            Action::Patch { pv, why, .. } => println!("  patch PV {}: {why}", pv.name),
-            Action::Delete { pv, why, .. } => println!("  delete PV {}: {why}", pv.name),
-            Action::Scrub(order) => {
-                println!(
-                    "  scrub {} (PV {})",
-                    order.directory.host_dir.join(&order.entry).display(),
-                    order.pv.name
-                );
-            }
-            Action::ReadClaim(claim) => println!("  read claim {claim}"),
-            Action::CreateJob(order) => println!("  create Job {}", order.job.name_any()),
-            Action::DeleteJob { job, why, .. } => println!("  delete Job {}: {why}", job.name),
-            Action::AbortScrub { .. } => {}
-        }
-    }
-}
-
-/// The PVs that would be created, as `kubectl apply` takes them.
-fn print_objects(plan: &Plan, output: Output) -> anyhow::Result<bool> {
-    let objects: Vec<&PersistentVolume> = plan
-        .actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Create(pv) => Some(pv.as_ref()),
-            _ => None,
-        })
-        .collect();
-    if output == Output::Json {
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        println!("{}", serde_json::to_string_pretty(&list)?);
-        return Ok(true);
-    }
-    for object in objects {
-        println!(
-            "---\n{}",
-            serde_saphyr::to_string(object)
-                .context("a PV cannot be written as YAML")?
-                .trim_end()
-        );
-    }
-    Ok(true)
 }

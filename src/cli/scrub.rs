@@ -17,10 +17,9 @@ use super::{runtime, signalled};
 use crate::config::Cleaner;
 use crate::identity::VolumeId;
 use crate::job::{BANDWIDTH_VARIABLE, VOLUME_ID_VARIABLE};
-use crate::mounts;
 use crate::reason::Held;
 use crate::recycle;
-use crate::scan::ScanSettings;
+use crate::scan::{ScanSettings, Tables};
 use crate::scrub::command::{DEVICE_VARIABLE, FILESYSTEM_VARIABLE};
 use crate::scrub::limits::{IdlePriority, Steering, parse_bandwidth};
 use crate::scrub::progress::{Cancel, Progress, Snapshot, Unit};
@@ -67,6 +66,7 @@ struct Task {
     expected: Option<VolumeId>,
     bytes_per_second: Option<NonZeroU64>,
     scan: ScanSettings,
+    tables: Tables,
     /// A hold has an exit code of its own.
     tells_holds: bool,
 }
@@ -204,6 +204,7 @@ fn task(cleaner: Cleaner, volume: Option<PathBuf>, volume_id: Option<String>) ->
         volume,
         expected,
         bytes_per_second,
+        tables: Tables::new(&ScanSettings::default()),
         scan: ScanSettings::default(),
         tells_holds: false,
     })
@@ -274,8 +275,9 @@ impl Task {
     }
 
     fn device(&self, progress: &Progress, cancel: &Cancel) -> Result<(), ScrubError> {
-        let device = recycle::claim(&self.volume, &self.scan)?;
-        let examine = || recycle::examine_device(&device, &self.volume, &self.scan, self.expected.as_ref());
+        let device = recycle::claim(&self.volume, &self.scan, &self.tables)?;
+        let (scan, tables, expected) = (&self.scan, &self.tables, self.expected.as_ref());
+        let examine = || recycle::examine_device(&device, &self.volume, scan, tables, expected);
         let facts = examine()?;
         let steering = Steering::new(progress, cancel, self.bytes_per_second);
         let mut check = || examine().map(drop);
@@ -287,12 +289,12 @@ impl Task {
         let name = self.volume.file_name().ok_or_else(no_name)?;
         let parent = self.volume.parent().filter(|parent| *parent != Path::new(""));
         let root = filesystem::open_mount_root(parent.unwrap_or(Path::new(".")), name)?;
-        let mount = recycle::examine_filesystem(&root, &self.scan, self.expected.as_ref())?;
+        let mount = recycle::examine_filesystem(&root, &self.scan, &self.tables, self.expected.as_ref())?;
         let mut check = || {
-            let (_, host) = crate::scan::read_host(&self.scan.host_mountinfo);
-            recycle::check_nested(&mount, &self.scan, &host)?;
-            let pods = mounts::pod_mounts(&host);
-            match pods
+            let (_, host) = self.tables.host();
+            recycle::check_nested(&mount, &self.tables, &host)?;
+            match host
+                .pods()
                 .iter()
                 .find(|pod| pod.dev == mount.dev && recycle::overlap(&pod.subtree, &mount.root))
             {

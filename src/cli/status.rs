@@ -1,8 +1,7 @@
 //! `status`: what the daemon of this node says of itself, as a table.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
-use std::io::{Read, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use k8s_openapi::jiff::Timestamp;
 
-use super::table::align;
+use super::table::{COMMAND, Row, with_notes, wrap};
 use crate::status::{Problem, Status, VERSION, Volume, printable};
 
 #[derive(Debug, Args)]
@@ -51,7 +50,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         bail!("{address} answers by version {version:?} of the schema, and this program knows {VERSION}; use --json");
     }
     let status: Status = serde_json::from_value(value).with_context(said)?;
-    out.write_all(text(&status).as_bytes())?;
+    out.write_all(text(&status, super::table::width()).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -83,43 +82,45 @@ pub(super) fn shown(text: &str) -> String {
     printable(OsStr::new(text))
 }
 
-fn text(status: &Status) -> String {
-    let mut text = head(status);
+fn text(status: &Status, width: usize) -> String {
+    let mut text = head(status, width);
     let mut volumes: Vec<&Volume> = status.volumes.iter().collect();
-    volumes.sort_by_key(|volume| !volume.attention);
-    let rows: Vec<Vec<String>> = volumes.iter().map(|volume| row(volume, &status.time)).collect();
+    volumes.sort_by_key(|volume| rank(volume));
+    let rows: Vec<Row> = volumes.iter().map(|volume| row(volume, &status.time)).collect();
     text.push('\n');
-    text.push_str(&align(
-        &["CLASS", "ENTRY", "STATE", "PV", "CLAIM", "CAPACITY", "SINCE", "REASON"],
+    text.push_str(&with_notes(
+        &["CLASS", "ENTRY", "STATE", "SINCE", "CAPACITY", "PV", "CLAIM"],
         &rows,
+        width,
     ));
+    if rows.is_empty() {
+        text.push_str("no entry in any directory\n");
+    }
     if !status.events.is_empty() {
-        let rows: Vec<Vec<String>> = status
+        let rows: Vec<Row> = status
             .events
             .iter()
             .take(EVENTS)
-            .map(|event| {
-                vec![
+            .map(|event| Row {
+                cells: vec![
                     age(&event.time, &status.time),
                     shown(&event.severity),
                     shown(&event.reason),
                     shown(&event.pv),
-                    shown(&event.message),
-                ]
+                ],
+                notes: vec![("", shown(&event.message))],
             })
             .collect();
         text.push('\n');
-        text.push_str(&align(&["AGE", "EVENT", "REASON", "PV", "MESSAGE"], &rows));
+        text.push_str(&with_notes(&["AGE", "EVENT", "REASON", "PV"], &rows, width));
     }
     text
 }
 
 /// Everything but the tables: a line for each thing.
-fn head(status: &Status) -> String {
+fn head(status: &Status, width: usize) -> String {
     let mut text = String::new();
-    let mut line = |words: String| {
-        let _ = writeln!(text, "{}", shown(&words)); // Into memory.
-    };
+    let mut line = |words: String| text.push_str(&wrap("", &shown(&words), width));
     line(format!(
         "node {}: {}",
         status.node,
@@ -130,7 +131,11 @@ fn head(status: &Status) -> String {
     }
     line(format!(
         "mode {}, up {}, last look {}",
-        status.mode.as_deref().unwrap_or("not known yet"),
+        match status.mode.as_deref() {
+            None => "not known yet",
+            Some("Classic") => "Classic (patch on persistentvolumes is not permitted)",
+            Some(mode) => mode,
+        },
         age(&status.started, &status.time),
         match &status.looked {
             Some(looked) => format!("{} ago", age(looked, &status.time)),
@@ -150,7 +155,7 @@ fn head(status: &Status) -> String {
     }
     if let Some(pvs) = status.persistent_volumes {
         line(format!(
-            "{} PVs, {} of them with our finalizer",
+            "PVs: {}, {} of them with our finalizer",
             pvs.total, pvs.with_finalizer
         ));
     }
@@ -158,9 +163,17 @@ fn head(status: &Status) -> String {
     let classes: Vec<&str> = configuration.classes.iter().map(|class| class.name.as_str()).collect();
     line(match &configuration.loaded {
         Some(loaded) => format!(
-            "configuration loaded {} ago: classes {}",
+            "configuration loaded {} ago, read {} ago: classes {}",
             age(loaded, &status.time),
-            classes.join(", ")
+            configuration
+                .read
+                .as_ref()
+                .map_or_else(|| "?".into(), |read| age(read, &status.time)),
+            if classes.is_empty() {
+                "none".into()
+            } else {
+                classes.join(", ")
+            }
         ),
         None => "no configuration yet".into(),
     });
@@ -171,36 +184,65 @@ fn head(status: &Status) -> String {
         line(format!("warning: {}", place(warning)));
     }
     for directory in &status.directories {
-        let why = match (&directory.error, directory.entries) {
-            (Some(error), _) => error.as_str(),
-            (None, Some(0)) => "is empty",
-            _ => continue,
+        let what = match (&directory.error, directory.entries) {
+            (Some(error), _) => error.clone(),
+            (None, Some(0)) => "is empty".into(),
+            (None, Some(1)) => "1 entry".into(),
+            (None, Some(entries)) => format!("{entries} entries"),
+            (None, None) => continue,
         };
         line(format!(
-            "directory {} (class {}): {why}",
+            "directory {} (class {}): {what}",
             directory.host_dir, directory.class
         ));
     }
     text
 }
 
-fn row(volume: &Volume, now: &str) -> Vec<String> {
+/// The worst first, as on the page; what is no volume after what is one with something wrong; what is fine last.
+fn rank(volume: &Volume) -> usize {
+    let worst = ["unresponsive", "vanished", "held"]
+        .iter()
+        .position(|state| *state == volume.state);
+    match worst {
+        Some(rank) => rank,
+        None if !volume.attention => 5,
+        None if volume.state == "ignored" => 4,
+        None => 3,
+    }
+}
+
+fn row(volume: &Volume, now: &str) -> Row {
     let or_dash = |cell: &Option<String>| cell.as_deref().map_or_else(|| "-".into(), shown);
-    let why: Vec<&str> = [&volume.reason, &volume.warning, &volume.advice]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
-    vec![
-        shown(&volume.class),
-        shown(&volume.entry),
-        shown(&volume.state),
-        or_dash(&volume.pv),
-        or_dash(&volume.claim),
-        or_dash(&volume.capacity),
-        age(&volume.since, now),
-        shown(&why.join("; ")),
-    ]
+    let pv = volume.pv.as_deref().filter(|_| volume.published);
+    let mut notes = Vec::new();
+    let mut note = |word, text: &str| notes.push((word, shown(text)));
+    if let Some(advice) = &volume.advice {
+        note("do:", advice);
+    }
+    for command in &volume.commands {
+        note(COMMAND, command);
+    }
+    // A daemon of another version may say it all in one.
+    if let Some(why) = volume.cause.as_ref().or(volume.reason.as_ref()) {
+        let slug = volume.slug.as_ref().map(|slug| format!("{slug}: ")).unwrap_or_default();
+        note(if volume.attention { "why:" } else { "" }, &format!("{slug}{why}"));
+    }
+    if let Some(warning) = &volume.warning {
+        note("note:", warning);
+    }
+    Row {
+        cells: vec![
+            shown(&volume.class),
+            shown(&volume.entry),
+            shown(&volume.state),
+            age(&volume.since, now),
+            or_dash(&volume.capacity),
+            pv.map_or_else(|| "-".into(), shown),
+            or_dash(&volume.claim),
+        ],
+        notes,
+    }
 }
 
 fn place(problem: &Problem) -> String {

@@ -7,7 +7,8 @@ use nix::sys::stat::makedev;
 
 use super::*;
 use crate::identity::{IdKind, VolumeId, read};
-use crate::mounts;
+use crate::mounts::Table;
+use std::sync::Arc;
 use users::{AttachedLoop, parse_swaps};
 
 /// A tree of /sys: device directories with their attributes, and the index by device number.
@@ -272,14 +273,14 @@ fn a_loop_device_is_its_backing_file() {
 fn users_are_named() {
     let tree = sata();
     tree.add(&format!("{SCSI}/block/sda/sda2/holders/dm-0/uevent"), "");
-    let mounts = mounts::parse(b"1 0 8:1 / /boot rw - ext4 /dev/sda1 rw\n2 0 8:17 / /other rw - ext4 /dev/sdb1 rw\n");
+    let mounts = b"1 0 8:1 / /boot rw - ext4 /dev/sda1 rw\n2 0 8:17 / /other rw - ext4 /dev/sdb1 rw\n";
     let attached = |name: &str, path: &str, rdev| AttachedLoop {
         name: name.into(),
         backing: path.into(),
         rdev,
     };
     let around = Surroundings {
-        mounts,
+        mounts: vec![Arc::new(Table::new(mounts.to_vec()))],
         loops: vec![
             attached("loop1", "/dev/sda", Some(makedev(8, 0))),
             attached("loop2", "/images/a.img", Some(0)),

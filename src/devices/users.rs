@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::sysfs::Block;
-use crate::mounts::Mount;
+use crate::mounts::Table;
 use crate::sys;
 
 /// A loop device that something is attached to.
@@ -77,7 +78,7 @@ pub struct Surroundings {
     /// The kernel's boot id.
     pub boot_id: String,
     /// The mounts of this process's namespace, and of the host's where they are known.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<Arc<Table>>,
     /// All loop devices that something is attached to.
     pub loops: Vec<AttachedLoop>,
     /// What the kernel swaps to: paths as in /proc/swaps.
@@ -113,6 +114,7 @@ pub fn of(block: &Block, around: &Surroundings) -> Vec<String> {
         let mut points: Vec<&Path> = around
             .mounts
             .iter()
+            .flat_map(|table| table.mounts())
             .filter(|mount| mount.dev == piece.rdev)
             .map(|mount| mount.mount_point.as_path())
             .collect();

@@ -12,7 +12,7 @@ use crate::cluster::{ClaimRef, Mode};
 use crate::events;
 use crate::failpoint;
 use crate::memory::{ClaimState, Scrub, ScrubState};
-use crate::plan::{Notice, PvPatch, PvRef, ScrubOrder, Severity};
+use crate::plan::{Limits, Notice, PvPatch, PvRef, ScrubOrder, Severity};
 use crate::recycle;
 use crate::scrub::ScrubError;
 use crate::scrub::checkpoint::Notes;
@@ -20,7 +20,21 @@ use crate::scrub::progress::{Cancel, Progress, Unit};
 
 use super::settle::Done;
 
+/// So many scrubs at most are ordered ahead, for when a slot is free.
+const MOST_AHEAD: usize = 64;
+/// What a scrub was ordered by may be out of date when it has waited so long for a slot: another pass orders it anew.
+const AHEAD: Duration = Duration::from_secs(1);
+
 impl Daemon {
+    /// The limits of a plan. Where scrubs end faster than pass follows pass, as many are ordered ahead as have ended
+    /// since the last one, and wait for a slot: it is not to stay empty until the next pass.
+    pub(super) fn limits(&mut self) -> Limits {
+        let mut limits = self.settings.limits;
+        let ahead = std::mem::take(&mut self.scrubs_ended).min(MOST_AHEAD);
+        limits.scrub_concurrency = limits.scrub_concurrency.saturating_add(ahead);
+        limits
+    }
+
     /// Runs a call of the API for a PV, among a bounded number of others.
     pub(super) fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
         self.memory.in_flight.insert(key.to_owned());
@@ -148,6 +162,7 @@ impl Daemon {
         let may_resume = self.may_resume(&order);
         let former = self.memory.scrubs.get(&order.pv.uid);
         let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
+        let before = former.cloned();
         let stamp = former.and_then(|scrub| match &scrub.state {
             ScrubState::Clean { stamp, .. } => stamp.clone(),
             _ => None,
@@ -156,7 +171,8 @@ impl Daemon {
             crate::plan::ScrubKind::Filesystem => Unit::Entries,
             crate::plan::ScrubKind::Device(_) => Unit::Bytes,
         };
-        let (progress, cancel) = (Progress::new(unit, 0), Cancel::new());
+        let progress = Progress::new(unit, 0).counted_by(self.metrics.scrub_counter(unit));
+        let cancel = Cancel::new();
         let scrub = Scrub {
             claim_uid: order.claim_uid.clone(),
             failures,
@@ -170,12 +186,12 @@ impl Daemon {
         let notes = (self.mode == Mode::Patch).then(|| Notes::new(Arc::clone(&self.shared.wake)));
         self.notes
             .extend(notes.clone().map(|notes| (order.pv.uid.clone(), notes)));
-        info!(pv = %order.pv.name, path = %order.directory.host_dir.join(&order.entry).display(), kind = ?order.kind, "scrub starts");
         let scrubber = recycle::Scrubber {
             client: self.client.clone(),
             runtime: tokio::runtime::Handle::current(),
             mode: self.mode,
             scan: self.settings.scan.clone(),
+            tables: self.tables.clone(),
             order,
             earlier_stamp: stamp,
             limits: self.settings.scrub,
@@ -187,11 +203,20 @@ impl Daemon {
         let jobs = self
             .jobs_known()
             .then(|| (self.client.clone(), self.settings.namespace.clone()));
-        let shared = self.shared.clone();
+        let (shared, slots) = (self.shared.clone(), Arc::clone(&self.slots));
         self.tasks.spawn(async move {
-            let began = Instant::now();
             let order = Box::new(scrubber.order.clone());
+            let Ok(slot) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
+                let uid = order.pv.uid;
+                return Done::NotScrubbed { uid, before };
+            };
+            let path = order.directory.host_dir.join(&order.entry);
+            info!(pv = %order.pv.name, path = %path.display(), kind = ?order.kind, "scrub starts");
+            let began = Instant::now();
             let run = async {
+                if scrubber.cancel.is_cancelled() {
+                    return Err(ScrubError::Cancelled); // While it waited.
+                }
                 // The watch does not show one that lacks its label.
                 if let Some((client, namespace)) = jobs {
                     jobs::none_at_work(&client, &namespace, &order.pv.name, &shared).await?;
@@ -202,6 +227,7 @@ impl Daemon {
                 }
             };
             let result = run.await;
+            drop(slot);
             Done::Scrubbed {
                 order,
                 result,

@@ -104,7 +104,7 @@ impl Daemon {
                         self.shared.update(|store| store.doubt(&pv.name));
                     }
                     WriteError::Forbidden(_) => self.ask_mode(),
-                    WriteError::Other(_) => {}
+                    WriteError::Other(_) | WriteError::Busy { .. } => {}
                 }
             }
         }

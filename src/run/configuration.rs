@@ -96,7 +96,7 @@ impl Daemon {
         self.board.configuration(&loaded, changed);
         if changed {
             info!(classes = %loaded.config.classes.keys().cloned().collect::<Vec<_>>().join(" "), "configuration loaded");
-            self.shared.wake.notify_one(); // The directories may be others now.
+            self.shared.wake.wake(crate::wakes::Cause::Configuration); // The directories may be others now.
             let before = self.config.take();
             self.jobs_configured(before.as_ref(), &loaded.config);
             self.config = Some(loaded.config);

@@ -39,6 +39,11 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// No question is open.
+    pub(super) fn nothing_to_ask(&self) -> bool {
+        !self.to_ask
+    }
+
     pub(super) fn new() -> Self {
         Self {
             watch: tokio::task::JoinSet::new(),
@@ -182,8 +187,9 @@ impl Daemon {
                     .update(|store| store.job_read_by_name(name, uid, found.as_ref()));
             }
             Err(error) => {
-                self.memory
-                    .write_failed(&key, error.to_string(), self.started.elapsed());
+                let now = self.now();
+                let failures = self.memory.write_failed(&key, error.to_string(), now);
+                self.memory.put_off(&key, now + api::wait(failures, error.asked()));
             }
         }
     }

@@ -11,12 +11,13 @@ use crate::api::{self, WriteError};
 use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
 use crate::failpoint;
-use crate::memory::{ClaimReading, ClaimState, ScrubState, scrub_backoff};
+use crate::memory::{ClaimReading, ClaimState, Scrub, ScrubState, scrub_backoff};
 use crate::metrics::By;
 use crate::plan::{JobOrder, Notice, PvRef, ScrubOrder, Severity};
 use crate::reason::Held;
 use crate::recycle::Clean;
 use crate::scrub::ScrubError;
+use crate::wakes::Cause;
 
 /// Something that was started and has ended.
 pub(super) enum Done {
@@ -58,6 +59,13 @@ pub(super) enum Done {
         result: Result<Clean, ScrubError>,
         took: Duration,
     },
+    /// There was no slot for it.
+    NotScrubbed {
+        /// Of its PV.
+        uid: String,
+        /// What was known of it before it was ordered.
+        before: Option<Scrub>,
+    },
     Posted {
         notice: Notice,
         event: Option<(String, i32)>,
@@ -85,6 +93,16 @@ pub(super) enum Done {
         held: Option<Held>,
         result: Result<(), WriteError>,
     },
+}
+
+impl Done {
+    /// As what it leads to a look.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Scrubbed { .. } => Cause::Scrub,
+            _ => Cause::Call,
+        }
+    }
 }
 
 impl Daemon {
@@ -130,7 +148,15 @@ impl Daemon {
                 }
             }
             Done::Scrubbed { order, result, took } => self.scrubbed(&order, result, took),
+            Done::NotScrubbed { uid, before } => {
+                self.running.remove(&uid);
+                match before {
+                    Some(before) => drop(self.memory.scrubs.insert(uid, before)),
+                    None => drop(self.memory.scrubs.remove(&uid)),
+                }
+            }
             Done::Posted { notice, event } => {
+                self.metrics.event(event.is_some());
                 if let Some((name, count)) = event {
                     self.told.posted(notice, name, count);
                 }
@@ -158,7 +184,9 @@ impl Daemon {
             Ok(made) => {
                 let pv = Pv::from(&made);
                 info!(pv = %name, path = %pv.path.clone().unwrap_or_default().display(), class = %pv.class, capacity = %pv.capacity, "PersistentVolume created");
-                self.metrics.created(pv.mode, since_look);
+                if let Some(path) = &pv.path {
+                    self.metrics.created(path, pv.mode, since_look);
+                }
                 self.memory.retries.remove(&name);
                 self.memory.creating.remove(&name);
                 self.memory.watched_since_creation.insert(pv.uid);
@@ -246,7 +274,9 @@ impl Daemon {
             WriteError::Conflict | WriteError::Absent | WriteError::Exists => {
                 self.shared.update(|store| store.doubt(&pv.name))
             }
-            WriteError::Forbidden(_) | WriteError::Other(_) => self.failed(&pv.name, err, verb),
+            WriteError::Forbidden(_) | WriteError::Other(_) | WriteError::Busy { .. } => {
+                self.failed(&pv.name, err, verb)
+            }
         }
     }
 
@@ -257,6 +287,7 @@ impl Daemon {
             self.ask_mode();
         }
         let failures = self.memory.write_failed(name, err.to_string(), now);
+        self.memory.put_off(name, now + api::wait(failures, err.asked()));
         if failures == 1 {
             warn!(pv = name, error = %err, "cannot {verb} PersistentVolume; trying again");
         } else {
@@ -305,6 +336,8 @@ impl Daemon {
         failpoint::hit!("settle.scrubbed");
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.running.remove(uid);
+        self.scrubs_ended += 1;
+        self.metrics.scrub_ended(took);
         let mode = self
             .shared
             .store()

@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 
 use crate::api::{self, WriteError};
-use crate::memory::api_backoff;
 use crate::wakes::MountTables;
 use crate::watch;
 
@@ -22,6 +21,7 @@ pub(super) fn daemon(
     board: Arc<Board>,
 ) -> Daemon {
     let shared = Shared::default();
+    let _ = shared.restarts.set(metrics.watch_restarts()); // It is new, so nobody has set it.
     let eyes = Eyes {
         scanner: Scanner::new(settings.scan.clone()),
         locks: Locks::default(),
@@ -35,7 +35,9 @@ pub(super) fn daemon(
     let mount_tables = MountTables::watch(&tables, Arc::clone(&shared.wake))
         .inspect_err(|error| warn!(%error, "mount tables cannot be watched; changes are found by the safety timer"))
         .ok();
+    let slots = settings.limits.scrub_concurrency.min(Semaphore::MAX_PERMITS);
     Daemon {
+        tables: eyes.scanner.tables().clone(),
         settings,
         client,
         shared,
@@ -44,6 +46,8 @@ pub(super) fn daemon(
         board,
         started: Instant::now(),
         _mount_tables: mount_tables,
+        pace: super::pace::Pace::default(),
+        calm: None,
         eyes: Some(eyes),
         mode: Mode::Classic,
         watches: JoinSet::new(),
@@ -62,6 +66,8 @@ pub(super) fn daemon(
         told: Told::default(),
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
+        slots: Arc::new(Semaphore::new(slots)),
+        scrubs_ended: 0,
         running: std::collections::BTreeMap::new(),
         notes: std::collections::BTreeMap::new(),
         directories_read: BTreeSet::new(),
@@ -186,7 +192,7 @@ impl Daemon {
                     }
                     self.health
                         .waits_for(vec![format!("the API server: cannot {what}: {err}")]);
-                    tokio::time::sleep(api_backoff(failures).max(Duration::from_millis(100))).await;
+                    tokio::time::sleep(api::wait(failures, err.asked())).await;
                 }
             }
         }

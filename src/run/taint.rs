@@ -93,7 +93,6 @@ impl Daemon {
     /// An attempt to remove the taint has ended.
     pub(super) fn untainted(&mut self, result: Result<(Node, bool), WriteError>) {
         self.taint.calling = false;
-        self.shared.wake.notify_one();
         match result {
             Ok((node, removed)) => {
                 self.taint = Taint::default();

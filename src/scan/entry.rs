@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
 use nix::sys::stat::Mode;
 
-use super::{Context, Listing, Seen, Unlisted};
+use super::{Context, Listing, Root, Seen, Unlisted};
 use crate::devices;
 use crate::identity::read;
 use crate::observed::{EntryKind, MountFacts};
@@ -51,15 +51,15 @@ fn names(fd: &OwnedFd) -> nix::Result<Vec<OsString>> {
 /// Looks at an entry. A device is probed for users and signatures only if `probe` says so.
 pub(super) fn look(listing: &Listing, name: &OsStr, probe: bool, context: &Context) -> Seen {
     let name = Path::new(name);
-    let mut mount_id = None;
+    let mut root = None;
     // O_PATH names the file without opening it: no FIFO blocks, no tape rewinds, no automount is triggered.
     let kind = match devices::open_node(listing.fd.as_fd(), name, false) {
         // Removed since the directory was read.
         Err(Errno::ENOENT) => None,
         Err(errno) => Some(failed(("open", errno))),
-        Ok(node) => Some(classify(listing, name, node.as_fd(), probe, context, &mut mount_id).unwrap_or_else(failed)),
+        Ok(node) => Some(classify(listing, name, node.as_fd(), probe, context, &mut root).unwrap_or_else(failed)),
     };
-    Seen { kind, mount_id }
+    Seen { kind, root }
 }
 
 fn failed((call, errno): Failure) -> EntryKind {
@@ -78,11 +78,11 @@ fn classify(
     node: BorrowedFd<'_>,
     probe: bool,
     context: &Context,
-    mount_id: &mut Option<u64>,
+    root: &mut Option<Root>,
 ) -> Result<EntryKind, Failure> {
     let status = sys::status(node).map_err(call("statx"))?;
     Ok(match status.file_type() {
-        libc::S_IFDIR => directory(node, &status, listing.mount_id, context, mount_id)?,
+        libc::S_IFDIR => directory(node, &status, listing.mount_id, context, root)?,
         libc::S_IFBLK => device(node, probe, context),
         libc::S_IFLNK => symlink(listing.fd.as_fd(), name, probe, context)?,
         libc::S_IFREG => EntryKind::File,
@@ -124,15 +124,18 @@ fn directory(
     status: &sys::Status,
     outer_mount_id: u64,
     context: &Context,
-    mount_id: &mut Option<u64>,
+    root: &mut Option<Root>,
 ) -> Result<EntryKind, Failure> {
-    let id = sys::mount_id(node).map_err(call("statx"))?;
+    let id = match status.mount_id {
+        Some(id) => id,
+        None => sys::mount_id(node).map_err(call("statx"))?,
+    };
     if id == outer_mount_id {
         return Ok(EntryKind::PlainDirectory);
     }
-    *mount_id = Some(id);
-    let Some(mount) = context.table.get(id) else {
-        let table = context.table_path.display();
+    *root = Some(Root::new(id, status));
+    let Some(mount) = context.own.table.get(id) else {
+        let table = context.own_path.display();
         return Ok(EntryKind::Failed(format!("its mount (id {id}) is not in {table}")));
     };
     if status.mount_root == Some(false) {
@@ -147,18 +150,25 @@ fn directory(
             "an automount point, and nothing is mounted on it now".to_owned(),
         ));
     }
-    let root = openat(node, ".", DIRECTORY, Mode::empty()).map_err(call("open"))?;
-    let filesystem = sys::filesystem_status(root.as_fd()).map_err(call("fstatfs"))?;
-    let around = &context.around;
-    let identity = read::filesystem(root.as_fd(), mount, &around.boot_id, &around.sysfs);
+    let filesystem = sys::filesystem_status(node).map_err(call("fstatfs"))?;
+    let known = root.as_ref().and_then(|root| context.known.get(root));
+    let identity = match known {
+        Some(known) => Ok(known.clone()),
+        None => {
+            let dir = openat(node, ".", DIRECTORY, Mode::empty()).map_err(call("open"))?;
+            let around = &context.around;
+            read::filesystem(dir.as_fd(), mount, &around.boot_id, &around.sysfs).map_err(|error| format!("{error:#}"))
+        }
+    };
     Ok(EntryKind::Mount(Box::new(MountFacts {
         dev: mount.dev,
         subtree: mount.root.clone(),
         fs_type: mount.fs_type.clone(),
-        read_only: mount.read_only(),
+        // Of a filesystem that has turned read-only since, or a directory deleted since, the table need not tell.
+        read_only: filesystem.read_only,
         deleted: mount.deleted() || status.nlink == 0,
         capacity_bytes: filesystem.total_bytes,
-        id: identity.map_err(|error| format!("{error:#}")),
+        id: identity,
         nested: Vec::new(),
     })))
 }

@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 
 use crate::cluster::Pv;
 use crate::config::Cleaner;
 use crate::identity::{Comparison, IdKind, VolumeId, part};
 use crate::plan::State;
 use crate::reason::Held;
+use crate::wakes::{Cause, Wake};
 
 /// Offsets of checkpoints are multiples of this: no device has larger blocks, and every step of a wipe ends at one,
 /// except for the last.
@@ -213,13 +213,13 @@ pub fn outlives(state: &State) -> bool {
 #[derive(Debug, Clone)]
 pub struct Notes {
     newest: Arc<Mutex<Option<Checkpoint>>>,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
 }
 
 impl Notes {
     /// Empty. `wake` is notified of each new one.
     #[must_use]
-    pub fn new(wake: Arc<Notify>) -> Self {
+    pub fn new(wake: Arc<Wake>) -> Self {
         Self {
             newest: Arc::default(),
             wake,
@@ -229,7 +229,7 @@ impl Notes {
     /// Everything before this is wiped and flushed.
     pub fn put(&self, checkpoint: Checkpoint) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
-        self.wake.notify_one();
+        self.wake.wake(Cause::Scrub);
     }
 
     /// The newest that was not taken yet.

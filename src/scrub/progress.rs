@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
+
 /// What a scrub counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -16,7 +18,11 @@ pub enum Unit {
 
 /// A counter that one scrub advances and anybody reads. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Progress(Arc<Shared>);
+pub struct Progress {
+    shared: Arc<Shared>,
+    /// Counts what all scrubs do.
+    counter: Option<IntCounter>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -49,26 +55,26 @@ pub struct Snapshot {
 }
 
 impl std::fmt::Display for Snapshot {
-    /// Such as `35 % of 4096 MiB, 512 MiB/s, 5 s left`, or `1200 entries removed, 40000/s`.
+    /// Such as `35 % of 4096 MiB, 512 MiB/s, 5 s left`, or `1200 entries removed, 40000/s`. What is large is in GiB, and
+    /// what is long in hours.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const MIB: f64 = 1_048_576.0;
         #[allow(clippy::cast_precision_loss)]
         let (done, total) = (self.done as f64, self.total.map(|total| total as f64));
         match (self.unit, total) {
             (Unit::Bytes, Some(total)) => {
                 write!(
                     f,
-                    "{:.0} % of {:.0} MiB, {:.0} MiB/s",
+                    "{:.0} % of {}, {:.0} MiB/s",
                     100.0 * done / total,
-                    total / MIB,
+                    size(total),
                     self.per_second / MIB
                 )?;
             }
-            (Unit::Bytes, None) => write!(f, "{:.0} MiB, {:.0} MiB/s", done / MIB, self.per_second / MIB)?,
+            (Unit::Bytes, None) => write!(f, "{}, {:.0} MiB/s", size(done), self.per_second / MIB)?,
             (Unit::Entries, _) => write!(f, "{} entries removed, {:.0}/s", self.done, self.per_second)?,
         }
         if let Some(remaining) = self.remaining {
-            write!(f, ", {} s left", remaining.as_secs())?;
+            write!(f, ", {} left", span(remaining.as_secs()))?;
         }
         #[allow(clippy::cast_precision_loss)]
         match total {
@@ -80,45 +86,80 @@ impl std::fmt::Display for Snapshot {
     }
 }
 
+const MIB: f64 = 1_048_576.0;
+
+fn size(bytes: f64) -> String {
+    if bytes < 10_240.0 * MIB {
+        format!("{:.0} MiB", bytes / MIB)
+    } else {
+        format!("{:.0} GiB", bytes / MIB / 1024.0)
+    }
+}
+
+/// A time in seconds, rounded up to what matters of it.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+    }
+}
+
 impl Progress {
     /// A scrub that begins now. A `total` of 0 means that it is not known.
     #[must_use]
     pub fn new(unit: Unit, total: u64) -> Self {
-        Self(Arc::new(Shared {
+        let shared = Shared {
             unit,
             started: Instant::now(),
             inherited: AtomicU64::new(0),
             done: AtomicU64::new(0),
             total: AtomicU64::new(total),
-        }))
+        };
+        Self {
+            shared: Arc::new(shared),
+            counter: None,
+        }
+    }
+
+    /// What is done is counted there, too, as it is done; not what was inherited.
+    #[must_use]
+    pub fn counted_by(self, counter: IntCounter) -> Self {
+        Self {
+            counter: Some(counter),
+            ..self
+        }
     }
 
     /// The scrub goes on where an interrupted one had done this much already. To be called before anything is counted.
     pub fn inherit(&self, done: u64) {
-        self.0.inherited.store(done, Ordering::Relaxed);
-        self.0.done.store(done, Ordering::Relaxed);
+        self.shared.inherited.store(done, Ordering::Relaxed);
+        self.shared.done.store(done, Ordering::Relaxed);
     }
 
     /// Sets how much there is to do; 0 means unknown.
     pub fn set_total(&self, total: u64) {
-        self.0.total.store(total, Ordering::Relaxed);
+        self.shared.total.store(total, Ordering::Relaxed);
     }
 
     /// Counts more of it as done.
     pub fn add(&self, units: u64) {
-        self.0.done.fetch_add(units, Ordering::Relaxed);
+        self.shared.done.fetch_add(units, Ordering::Relaxed);
+        if let Some(counter) = &self.counter {
+            counter.inc_by(units);
+        }
     }
 
     /// How far it is now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        self.snapshot_after(self.0.started.elapsed())
+        self.snapshot_after(self.shared.started.elapsed())
     }
 
     fn snapshot_after(&self, elapsed: Duration) -> Snapshot {
-        let done = self.0.done.load(Ordering::Relaxed);
-        let inherited = self.0.inherited.load(Ordering::Relaxed);
-        let total = Some(self.0.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
+        let done = self.shared.done.load(Ordering::Relaxed);
+        let inherited = self.shared.inherited.load(Ordering::Relaxed);
+        let total = Some(self.shared.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
         #[allow(clippy::cast_precision_loss)]
         let per_second = if elapsed.is_zero() {
             0.0
@@ -130,7 +171,7 @@ impl Progress {
             .filter(|_| per_second > 0.0)
             .and_then(|total| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / per_second).ok());
         Snapshot {
-            unit: self.0.unit,
+            unit: self.shared.unit,
             done,
             inherited,
             total,
@@ -212,6 +253,27 @@ mod tests {
         assert_eq!(progress.snapshot_after(Duration::ZERO).remaining, None);
         let untouched = Progress::new(Unit::Entries, 10);
         assert_eq!(untouched.snapshot_after(Duration::from_secs(1)).remaining, None);
+    }
+
+    #[test]
+    fn large_sizes_and_long_times_are_in_large_units() {
+        let progress = Progress::new(Unit::Bytes, 4_000_000_000_000);
+        progress.add(1_000_000_000_000);
+        let snapshot = progress.snapshot_after(Duration::from_secs(2_000));
+        assert_eq!(snapshot.to_string(), "25 % of 3725 GiB, 477 MiB/s, 100 min left");
+        let snapshot = progress.snapshot_after(Duration::from_secs(20_000));
+        assert_eq!(snapshot.to_string(), "25 % of 3725 GiB, 48 MiB/s, 16 h 40 min left");
+    }
+
+    #[test]
+    fn all_scrubs_are_counted_together_without_what_they_inherit() {
+        let counter = IntCounter::new("all", "all").unwrap();
+        let first = Progress::new(Unit::Bytes, 100).counted_by(counter.clone());
+        let second = Progress::new(Unit::Bytes, 100).counted_by(counter.clone());
+        first.inherit(50);
+        first.clone().add(7);
+        second.add(5);
+        assert_eq!((first.snapshot().done, counter.get()), (57, 12));
     }
 
     #[test]

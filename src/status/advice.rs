@@ -1,18 +1,26 @@
-//! What to do about a state, where the words of its reason do not say it.
+//! What to do about a state, and the commands for it.
 
-use crate::plan::State;
+use crate::plan::{State, Volume};
 use crate::reason::{Held, Ignored};
 
 /// What to do, as a sentence without a full stop.
-pub(super) fn advice(state: &State) -> Option<&'static str> {
-    match state {
-        State::Ignored(reason) => ignored(reason),
-        State::Held(reason) => held(reason),
+pub(crate) fn advice(state: &State) -> Option<String> {
+    let further = match state {
+        State::Ignored(reason) => return both(reason.action(), ignored(reason)),
+        State::Held(reason) => return both(reason.action(), held(reason)),
         State::Unresponsive(_) => Some("look at the disk and its cable (dmesg); the volume comes back when it answers"),
         State::Vanished(_) => {
             Some("bring the disk or the mount back; an unused PV is withdrawn after the grace period")
         }
         State::Available | State::Bound | State::Released | State::Scrubbing(_) => None,
+    };
+    further.map(str::to_owned)
+}
+
+fn both(action: Option<String>, further: Option<&str>) -> Option<String> {
+    match (action, further) {
+        (Some(action), Some(further)) => Some(format!("{action}; {further}")),
+        (action, further) => action.or(further.map(str::to_owned)),
     }
 }
 
@@ -42,7 +50,7 @@ fn ignored(reason: &Ignored) -> Option<&'static str> {
 fn held(reason: &Held) -> Option<&'static str> {
     match reason {
         Held::InUse(_) => Some("wait for the pod to end, or end the other use; the rest follows by itself"),
-        Held::Retain => Some("when the data is not needed any more: kubectl delete pv NAME --wait=false"),
+        Held::Retain => Some("nothing, or, when the data is not needed any more, delete the PV"),
         Held::ForeignFinalizer(_) => Some("see to the program whose finalizer that is"),
         Held::JobRunning(_) => Some("wait for it; the rest follows by itself"),
         Held::Unreadable(_) => Some("mend what the error names; look for I/O errors (dmesg)"),
@@ -51,21 +59,22 @@ fn held(reason: &Held) -> Option<&'static str> {
         Held::CleanerUnavailable(_) => Some("mend what the reason names; the rest follows by itself"),
         Held::NotPermitted(_) => Some("grant it again; the rest follows by itself"),
         Held::RemovedByForce => Some("wait; if it stays, see the log for why the PV cannot be created"),
-        Held::WrongStorage { .. }
-        | Held::IdentityUnknown(_)
-        | Held::NotMounted(_)
-        | Held::NestedMounts(_)
-        | Held::ReadOnly
-        | Held::ClassNotConfigured
-        | Held::StorageClassMissing
-        | Held::UnsupportedPolicy(_)
-        | Held::RetainDeleting
-        | Held::Kept
-        | Held::UnknownUse
-        | Held::ClaimMayLive(_)
-        | Held::ForeignPv(_)
-        | Held::PhaseFailed
-        | Held::JobPending { .. }
-        | Held::Quarantined { .. } => None,
+        _ => None, // Its words say it.
+    }
+}
+
+/// The commands by which an operator decides, ready to be copied: one for each decision.
+pub(crate) fn commands(volume: &Volume) -> Vec<String> {
+    let (State::Held(reason), Some(pv), true) = (&volume.state, &volume.pv, volume.published) else {
+        return Vec::new();
+    };
+    let annotate = |what: &str| format!("kubectl annotate pv {pv} local-volume-provisioner/{what}");
+    match reason {
+        Held::WrongStorage { .. } | Held::IdentityUnknown(_) => vec![annotate("resolve=adopt")],
+        Held::Quarantined { .. } => vec![annotate("resolve=retry")],
+        Held::RetainDeleting | Held::UnknownUse => vec![annotate("retained=scrub"), annotate("retained=keep")],
+        Held::Retain => vec![format!("kubectl delete pv {pv} --wait=false")],
+        Held::PhaseFailed => vec![format!("kubectl delete pv {pv}")],
+        _ => Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::advice::advice;
+use super::advice::{advice, commands};
 use super::{
     Class, Configuration, Directory, Event, HostMounts, PersistentVolumes, Problem, Scrub, Status, VERSION, Volume,
     printable,
@@ -124,6 +124,11 @@ impl Board {
         inner.looked = Some(now);
     }
 
+    /// A look has shown the same as the one before, and it would be judged the same.
+    pub fn nothing_changed(&self) {
+        self.inner().looked = Some(Timestamp::now());
+    }
+
     /// Which scrubs run now, by the name of the PV.
     pub fn scrubs(&self, running: BTreeMap<String, Progress>) {
         self.inner().scrubs = running;
@@ -190,8 +195,13 @@ impl Inner {
             State::Scrubbing(_) => scrubs
                 .iter()
                 .find(|scrub| Some(&scrub.pv) == row.pv.as_ref())
-                .map(|scrub| scrub.text.clone()),
+                .map(|scrub| scrub.text.clone())
+                .or_else(|| Some("in a cleaning Job".to_owned())),
             _ => row.state.reason(),
+        };
+        let cause = match row.state {
+            State::Scrubbing(_) => reason.clone(),
+            _ => row.state.cause(),
         };
         let out = matches!(
             row.state,
@@ -204,7 +214,9 @@ impl Inner {
             state: row.state.word().into(),
             reason,
             slug: slug(&row.state).map(str::to_owned),
-            advice: advice(&row.state).map(str::to_owned),
+            cause,
+            advice: advice(&row.state),
+            commands: commands(row),
             warning: row.warning.clone(),
             attention: out || row.warning.is_some(),
             pv: row.pv.clone(),

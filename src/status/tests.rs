@@ -173,7 +173,7 @@ fn a_known_world_is_told_completely() {
         status["volumes"][0],
         json!({
             "class": "fast", "directory": "/mnt/fast", "entry": "disk1", "state": "bound", "reason": null, "slug": null,
-            "advice": null, "warning": "its capacity is 10Gi now, and 20Gi was published", "attention": true,
+            "cause": null, "advice": null, "commands": [], "warning": "its capacity is 10Gi now, and 20Gi was published", "attention": true,
             "pv": "pv-1", "published": true, "claim": "team/data", "capacity": "20Gi", "id": "disk wwn=1", "since": "TIME",
         })
     );
@@ -192,7 +192,11 @@ fn a_known_world_is_told_completely() {
         ]
     );
     let [state, slug, reason, advice, attention] = some(3);
-    assert_eq!((state, slug, advice), (json!("held"), json!("kept"), Value::Null));
+    assert_eq!((state, slug), (json!("held"), json!("kept")));
+    let action = Held::Kept.action().unwrap();
+    assert_eq!(advice, json!(action));
+    let cause = status["volumes"][3]["cause"].as_str().unwrap();
+    assert_eq!(reason, json!(format!("{cause}; {action}")));
     assert_eq!((reason, attention), (json!(Held::Kept.to_string()), json!(true)));
     let scrub = &status["scrubs"][0];
     assert_eq!(
@@ -303,4 +307,69 @@ fn names_cannot_move_the_cursor() {
     assert_eq!(printable(OsStr::new("disk 1")), "disk 1");
     assert_eq!(printable(OsStr::new("a\x1b[2J\t")), "a\\u{1b}[2J\\t");
     assert_eq!(printable(OsStr::from_bytes(b"a\xff")), "a\\xff");
+}
+
+#[test]
+fn every_reason_says_what_to_do_and_decisions_have_their_commands() {
+    let commands = |state: State, published: bool| {
+        let volume = plan::Volume {
+            published,
+            ..row("disk", state, Some("pv-1"))
+        };
+        let (_, board) = board();
+        board.planned(vec![volume], OWN, Mode::Patch);
+        let volume = board.status().volumes.remove(0);
+        assert!(
+            volume.advice.is_some_and(|advice| !advice.is_empty()),
+            "{:?}",
+            volume.reason
+        );
+        volume.commands
+    };
+    let wrong = || {
+        State::Held(Held::WrongStorage {
+            expected: "a".into(),
+            found: "b".into(),
+        })
+    };
+    let annotate = "kubectl annotate pv pv-1 local-volume-provisioner/";
+    assert_eq!(commands(wrong(), true), [format!("{annotate}resolve=adopt")]);
+    assert!(commands(wrong(), false).is_empty(), "there is no PV to annotate");
+    let quarantined = Held::Quarantined {
+        error: "EIO".into(),
+        failures: 10,
+    };
+    assert_eq!(
+        commands(State::Held(quarantined), true),
+        [format!("{annotate}resolve=retry")]
+    );
+    for held in [Held::UnknownUse, Held::RetainDeleting] {
+        let both = [format!("{annotate}retained=scrub"), format!("{annotate}retained=keep")];
+        assert_eq!(commands(State::Held(held), true), both);
+    }
+    assert_eq!(
+        commands(State::Held(Held::Retain), true),
+        ["kubectl delete pv pv-1 --wait=false"]
+    );
+    for held in [Held::NestedMounts(vec!["/x".into()]), Held::InUse("pod".into())] {
+        assert!(commands(State::Held(held), true).is_empty());
+    }
+    for state in [
+        State::Ignored(Ignored::NotAMountPoint),
+        State::Vanished("gone".into()),
+        State::Unresponsive("stat".into()),
+    ] {
+        assert!(commands(state, true).is_empty());
+    }
+}
+
+#[test]
+fn a_scrub_that_is_not_the_process_s_own_is_a_job_s() {
+    let (_, board) = board();
+    board.planned(
+        vec![row("disk", State::Scrubbing(None), Some("pv-1"))],
+        OWN,
+        Mode::Patch,
+    );
+    assert_eq!(board.status().volumes[0].reason.as_deref(), Some("in a cleaning Job"));
 }

@@ -191,6 +191,14 @@ fn it_serves_a_volume_s_life_and_its_endpoints() {
                 "persistentvolume_capacity_bytes{mode=\"Filesystem\"} 16777216",
                 "apiserver_requests_total{method=\"create\"} 2",
                 "apiserver_requests_total{method=\"delete\"} 1",
+                "api_requests_total{resource=\"persistentvolumes\",result=\"ok\",verb=\"create\"} 2",
+                "released_to_available_seconds_count 1",
+                "oldest_release_timestamp_seconds 0",
+                "scrubbed_entries_total 1",
+                "wakes_total{cause=\"start\"} 1",
+                "ready 1",
+                "config_last_reload_successful 1",
+                "volumes{state=\"available\",storage_class=\"fast\"} 1",
                 "persistentvolume_delete_duration_seconds_count{capacity=\"500G\",cleanup_command=\"fsclean\",mode=\"Filesystem\",type=\"process\"} 1",
             ] {
                 let line = format!("local_volume_provisioner_{line}\n");

@@ -96,6 +96,16 @@ fn every_entry_has_its_line() {
                 .unwrap()
                 .contains("volumeMode Block")
         );
+        let config = configuration(&dir.join("configured"));
+        let of_class = |class: &str| run(&["plan", "--config", &config.display().to_string(), "--class", class]);
+        let other = of_class("fats");
+        assert_eq!(other.code, Some(1));
+        assert!(
+            other.err.contains("there is no class fats in ") && other.err.contains("its classes: fast"),
+            "{}",
+            other.err
+        );
+        assert_eq!(of_class("fast").code, Some(0));
         let missing = run(&["plan", "--host-dir", "/no/such/directory", "--class", "fast"]);
         assert_eq!(missing.code, Some(1));
         assert!(
@@ -103,6 +113,35 @@ fn every_entry_has_its_line() {
             "{}",
             missing.err
         );
+    });
+}
+
+#[test]
+fn on_a_terminal_what_to_do_comes_before_why_and_nothing_is_cut_off() {
+    in_namespace("plan_on_a_terminal", |dir| {
+        std::fs::create_dir_all(dir.join("disks/not mounted")).unwrap();
+        std::fs::write(dir.join("disks").join("x".repeat(60)), "").unwrap();
+        let plan = format!(
+            "stty cols 80; {} plan --host-dir {} --class fast --node-name node1",
+            env!("CARGO_BIN_EXE_local-volume-provisioner"),
+            dir.join("disks").display()
+        );
+        let ended = ended(
+            Command::new("script")
+                .args(["-qec", &plan, "/dev/null"])
+                .output()
+                .unwrap(),
+        );
+        let lines: Vec<&str> = ended.out.lines().map(|line| line.trim_end()).collect();
+        assert_eq!(lines[0], "CLASS  ENTRY        STATE    PV  CAPACITY", "{}", ended.out);
+        assert_eq!(lines[1], "fast   not mounted  ignored  -   -");
+        assert!(lines[2].starts_with("    do:  mount a filesystem"), "{}", ended.out);
+        let why = lines
+            .iter()
+            .position(|line| line.starts_with("    why: a directory that is not"));
+        assert!(why.is_some_and(|why| why > 2), "{}", ended.out);
+        let wide = |line: &&&str| line.chars().count() > 80 && !line.contains("xxxx");
+        assert_eq!(lines.iter().find(wide), None);
     });
 }
 

@@ -136,8 +136,17 @@ fn a_running_daemon_tells_everything_about_its_node() {
         for cell in ["fast", "bound", pv["metadata"]["name"].as_str().unwrap(), "team/data"] {
             assert!(line("  disk1 ").contains(cell), "{cell}: {}", table.out);
         }
-        assert!(line("  disk2 ").contains("not a mount point"), "{}", table.out);
         let place = |entry: &str| table.out.lines().position(|line| line.contains(entry)).unwrap();
+        let below: Vec<&str> = table.out.lines().skip(place("  disk2 ") + 1).take(3).collect();
+        assert!(
+            below[0].starts_with("    do:  mount a filesystem"),
+            "what to do comes first: {below:?}"
+        );
+        assert!(
+            below[2].starts_with("    why: not-a-mount-point: a directory that is not"),
+            "{below:?}"
+        );
+        assert!(table.out.contains("\ndirectory "), "{}", table.out);
         assert!(
             place("  disk2 ") < place("  disk1 "),
             "what needs attention comes first"
@@ -255,7 +264,20 @@ fn a_browser_shows_the_page_and_hostile_names_as_text() {
         }
         assert!(!html.contains("<img"), "{html}");
         assert_eq!(html.matches("<script").count(), 1, "{html}");
-        assert!(text_of("volumes").contains("disk1") && !attention.contains("disk1"));
+        let table = text_of("volumes");
+        assert!(table.contains("disk1") && !attention.contains("disk1"));
+        assert_eq!(table.matches("<tr>").count(), 7, "every entry has its row: {table}");
+        for cell in [
+            "data-name=\"PV\">local-pv-",
+            "data-name=\"Capacity\">16Mi",
+            "data-name=\"Reason\">not-utf8",
+        ] {
+            assert!(table.contains(cell), "{cell}: {table}");
+        }
+        let about = html.split_once("id=\"about\"").unwrap().1;
+        for words in ["last read", "7 entries", "1, 1 of them with our finalizer"] {
+            assert!(about.contains(words), "{words}: {about}");
+        }
         assert!(html.contains("role=\"alert\" hidden"), "it answers: {html}");
     });
 }
@@ -290,8 +312,9 @@ fn a_running_scrub_is_seen_to_advance() {
         );
         wait("advanced", || scrub()["done"].as_u64() > first["done"].as_u64());
         let table = asked(&daemon, &[]).out;
-        let line = table.lines().find(|line| line.contains("scrubbing"));
-        assert!(line.is_some_and(|line| line.contains(" % of 64 MiB")), "{table}");
+        let mut lines = table.lines().skip_while(|line| !line.contains("scrubbing"));
+        let below = lines.nth(1);
+        assert!(below.is_some_and(|line| line.contains(" % of 64 MiB, ")), "{table}");
         until_disk1_is(&daemon, "available");
         assert!(scrub().is_null(), "what has ended does not run");
     });

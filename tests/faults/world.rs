@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::client::ClientBuilder;
-use local_volume_provisioner::plan;
 use local_volume_provisioner::scan::ScanSettings;
 use local_volume_provisioner::scrub::limits::Limits;
 use local_volume_provisioner::settings::Settings;
+use local_volume_provisioner::{api, plan};
 use serde_json::Value;
 use testkit::api::{Api, Controllers, Fault};
 use testkit::config_volume::ConfigVolume;
 use testkit::mounts;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tower::timeout::TimeoutLayer;
 
 /// Of paused time.
 pub const DEADLINE: Duration = Duration::from_secs(600);
@@ -131,9 +130,7 @@ impl World {
                 ..ScanSettings::default()
             },
         };
-        let client = ClientBuilder::new(self.api.service(self.user), "default")
-            .with_layer(&TimeoutLayer::new(Duration::from_secs(9)))
-            .build();
+        let client = api::with_layers(ClientBuilder::new(self.api.service(self.user), "default"));
         let (stop, stopped) = oneshot::channel();
         let shutdown = async move {
             let _ = stopped.await;

@@ -41,6 +41,48 @@ fn creates_that_fail_are_tried_again_at_a_bearable_pace() {
     });
 }
 
+#[test]
+fn a_server_that_says_when_to_come_again_is_not_asked_before() {
+    const ASKED: Duration = Duration::from_secs(30);
+    as_users("overload", &["full", "classic"], async |world: Rc<World>| {
+        world.start();
+        let troubles: [Trouble; 2] = [
+            ("priority and fairness", || Fault::overload(ASKED)),
+            ("a busy storage", || Fault::throttle(ASKED)),
+        ];
+        for (number, (what, fault)) in troubles.into_iter().enumerate() {
+            let entry = format!("disk{number}");
+            let faults = |verb| always(fault().verb(verb).resource("persistentvolumes"));
+            world.api.inject(faults("create"));
+            world.tmpfs(&entry)?;
+            world.pass_time(MINUTE).await;
+            let count = world.requests_in(5 * MINUTE, "create", "persistentvolumes").await;
+            ensure!((7..=10).contains(&count), "{count} creates in five minutes of {what}");
+            world.api.clear_faults();
+            world.lives_on(&entry).await?;
+
+            world.api.inject(faults("list"));
+            world.api.expire_history();
+            world.pass_time(MINUTE).await;
+            let count = world.requests_in(5 * MINUTE, "list", "persistentvolumes").await;
+            ensure!((7..=10).contains(&count), "{count} lists in five minutes of {what}");
+            world.api.clear_faults();
+            world.lives_on(&entry).await?;
+        }
+        // Asked for a day, nobody would know why nothing happens.
+        let day = Duration::from_secs(24 * 3600);
+        world.api.inject(
+            Fault::overload(day)
+                .verb("create")
+                .resource("persistentvolumes")
+                .times(1),
+        );
+        world.tmpfs("disk9")?;
+        world.pass_time(2 * MINUTE).await;
+        world.lives_on("disk9").await
+    });
+}
+
 /// A volume is released while a kind of write fails; `count` of the retries in two minutes.
 async fn release_under(world: &World, verb: &str, fault: Fault) -> Result<usize> {
     let pv = world.available("disk1", &Value::Null).await?;

@@ -12,7 +12,7 @@ use crate::identity::Comparison;
 use crate::observed::DeviceFacts;
 use crate::plan::JobDevice;
 use crate::reason::Held;
-use crate::scan::{self, ScanSettings};
+use crate::scan::{self, ScanSettings, Tables};
 
 /// What would hold a scrub of this device, if anything does. A device that cannot be opened here says nothing: the Job
 /// may be able to.
@@ -60,7 +60,7 @@ fn opened(path: &Path, scan: &ScanSettings) -> Option<Result<DeviceFacts, Held>>
         }
         Err(_) => return None,
     };
-    match devices::probe(node.as_fd(), &scan::surroundings(scan)) {
+    match devices::probe(node.as_fd(), &scan::surroundings(scan, &Tables::new(scan))) {
         Ok(facts) => Some(Ok(facts)),
         Err(error @ devices::DeviceError::NotABlockDevice) => Some(Err(Held::NotMounted(error.to_string()))),
         Err(_) => None,

@@ -28,6 +28,7 @@ type Race = Box<dyn FnOnce(&Api) + Send>;
 /// What a fault does.
 pub(crate) enum Effect {
     Status(u16, Option<Duration>),
+    Overload(Duration),
     Hang,
     Delay(Duration),
     Disconnect,
@@ -39,6 +40,7 @@ impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let effect = match &self.effect {
             Effect::Status(code, _) => format!("status {code}"),
+            Effect::Overload(after) => format!("overload {after:?}"),
             Effect::Hang => "hang".to_owned(),
             Effect::Delay(by) => format!("delay {by:?}"),
             Effect::Disconnect => "disconnect".to_owned(),
@@ -72,6 +74,12 @@ impl Fault {
     #[must_use]
     pub fn throttle(retry_after: Duration) -> Fault {
         Fault::new(Effect::Status(429, Some(retry_after)))
+    }
+
+    /// Refuses as API priority and fairness does: 429, plain text, and a Retry-After header in whole seconds.
+    #[must_use]
+    pub fn overload(retry_after: Duration) -> Fault {
+        Fault::new(Effect::Overload(retry_after))
     }
 
     /// Never answers. The request has no effect.
@@ -145,6 +153,7 @@ pub(crate) fn take(faults: &mut Vec<Fault>, request: &Request) -> Option<Effect>
     fault.times -= 1;
     let effect = match &mut fault.effect {
         Effect::Status(code, after) => Effect::Status(*code, *after),
+        Effect::Overload(after) => Effect::Overload(*after),
         Effect::Hang => Effect::Hang,
         Effect::Delay(by) => Effect::Delay(*by),
         Effect::Disconnect => Effect::Disconnect,

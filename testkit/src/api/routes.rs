@@ -54,6 +54,10 @@ pub(crate) async fn handle(api: Api, user: String, request: http::Request<Bytes>
             api.answered(index, code);
             return Ok(refusal(&Status::of_code(code, after)));
         }
+        Some(Effect::Overload(after)) => {
+            api.answered(index, 429);
+            return Ok(overloaded(after));
+        }
         Some(Effect::Hang) => return std::future::pending().await,
         Some(Effect::Delay(by)) => tokio::time::sleep(by).await,
         Some(Effect::Disconnect) => return Err("the connection broke before the request".into()),
@@ -354,6 +358,15 @@ fn refusal(status: &Status) -> Reply {
         status.retry_after(),
         body.map_err(|e| match e {}).boxed_unsync(),
     )
+}
+
+/// <https://github.com/kubernetes/kubernetes/blob/v1.35.0/staging/src/k8s.io/apiserver/pkg/server/filters/priority-and-fairness.go>
+fn overloaded(after: std::time::Duration) -> Reply {
+    let body = Full::new(Bytes::from_static(b"Too many requests, please try again later.\n"));
+    let mut reply = with_body(429, Some(after.as_secs()), body.map_err(|e| match e {}).boxed_unsync());
+    let text = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    reply.headers_mut().insert(header::CONTENT_TYPE, text);
+    reply
 }
 
 fn reply(code: u16, value: &Value) -> Reply {

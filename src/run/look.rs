@@ -1,0 +1,153 @@
+//! Looking at the node, and telling whether anything has changed since the last look.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tokio::time::Instant;
+
+use super::{Config, Daemon, Directories, Duration, Locks, Mode, Plan, Scanner, config, plan};
+use crate::cluster::Jobs;
+use crate::lock::LockError;
+use crate::observed::{Directory, DirectoryKey, Observed};
+use crate::plan::State;
+
+/// The node's side: everything that may block on a disk lives on a thread of its own during a look.
+pub(super) struct Eyes {
+    pub(super) scanner: Scanner,
+    pub(super) locks: Locks,
+    pub(super) directories: Directories,
+    pub(super) config_read: Option<Instant>,
+}
+
+/// What a look at the node has shown.
+pub(super) struct Look {
+    pub(super) observed: Observed,
+    /// Directories that another provisioner holds, and how it says so.
+    pub(super) locked_out: Vec<String>,
+    /// The configuration, if it was read anew.
+    pub(super) config: Option<config::Loaded>,
+}
+
+/// A pass that found nothing to do and nothing to wait for, by what it was made from. A plan is a function of that: from
+/// the same, another pass comes to the same.
+pub(super) struct Calm {
+    observed: Observed,
+    /// Of the store.
+    version: u64,
+    config: Option<Config>,
+    broken_classes: BTreeSet<String>,
+    mode: Mode,
+}
+
+impl Daemon {
+    /// Whether nothing has changed since a pass that nothing came of. What a task has learnt is a change.
+    pub(super) fn is_calm(&self, observed: &Observed, version: u64) -> bool {
+        self.calm.as_ref().is_some_and(|calm| {
+            calm.version == version
+                && calm.mode == self.mode
+                && calm.config == self.config
+                && calm.broken_classes == self.broken_classes
+                && calm.observed == *observed
+        })
+    }
+
+    /// What another pass need not be made from: all volumes are as they shall be, and nothing is under way or awaited.
+    pub(super) fn calm_after(
+        &self,
+        plan: &Plan,
+        due: Option<Duration>,
+        observed: Observed,
+        version: u64,
+    ) -> Option<Calm> {
+        let settled = |volume: &plan::Volume| {
+            matches!(volume.state, State::Available | State::Bound | State::Ignored(_)) && volume.warning.is_none()
+        };
+        let calm = due.is_none()
+            && plan.actions.is_empty()
+            && plan.events.is_empty()
+            && plan.volumes.iter().all(settled)
+            && self.tasks.is_empty()
+            && self.running.is_empty()
+            && self.jobs.nothing_to_ask();
+        let store = self.shared.store();
+        let no_jobs =
+            matches!(&store.cluster().jobs, Jobs::Read(jobs) | Jobs::Unreadable { left: jobs, .. } if jobs.is_empty());
+        (calm && no_jobs).then(|| Calm {
+            observed,
+            version,
+            config: self.config.clone(),
+            broken_classes: self.broken_classes.clone(),
+            mode: self.mode,
+        })
+    }
+
+    /// Looks at the node, on a thread where blocking is allowed.
+    pub(super) async fn look(&mut self) -> anyhow::Result<Look> {
+        let mut eyes = self.eyes.take().context("a look was lost")?;
+        let config = self.config.clone().unwrap_or_default();
+        let (keys, published) = {
+            let store = self.shared.store();
+            let pvs = store.cluster().pvs.values().filter_map(|pv| pv.path.clone());
+            // A pod may still use what a PV that is gone stood for.
+            let published: HashSet<PathBuf> = pvs.chain(self.memory.gone.keys().cloned()).collect();
+            (plan::directories(&config, store.cluster()), published)
+        };
+        let config_dir = self.settings.config_dir.clone();
+        let period = self.settings.limits.discovery_period;
+        let (eyes, look) = tokio::task::spawn_blocking(move || {
+            let look = look(&mut eyes, &keys, &published, &config_dir, period);
+            (eyes, look)
+        })
+        .await
+        .context("the look at the node failed")?;
+        self.eyes = Some(eyes);
+        Ok(look)
+    }
+}
+
+/// A look at the node: everything in here may block.
+fn look(
+    eyes: &mut Eyes,
+    keys: &[DirectoryKey],
+    published: &HashSet<PathBuf>,
+    config_dir: &Path,
+    discovery_period: Duration,
+) -> Look {
+    eyes.directories.follow_config(config_dir);
+    // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
+    let overdue = eyes.config_read.is_none_or(|read| read.elapsed() >= discovery_period);
+    let config = (eyes.directories.take_config_changed() || overdue).then(|| {
+        eyes.config_read = Some(Instant::now());
+        config::load_directory(config_dir)
+    });
+    let mut observed = eyes
+        .scanner
+        .scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
+    let mut locked_out = Vec::new();
+    // Only of directories that have just answered: nothing here has a deadline.
+    for (key, directory) in &mut observed.directories {
+        if !matches!(directory, Directory::Read(_)) {
+            continue;
+        }
+        match eyes.locks.acquire(&key.mount_dir) {
+            Ok(()) => {}
+            Err(error @ LockError::HeldByAnother { .. }) => locked_out.push(error.to_string()),
+            // Nothing is known of a directory that may be another's by now.
+            Err(error) => *directory = Directory::Unreadable(error.to_string()),
+        }
+    }
+    let answered = |key: &&DirectoryKey| {
+        let unreadable = |directory: &Directory| matches!(directory, Directory::Unreadable(_));
+        !observed.directories.get(*key).is_some_and(unreadable)
+    };
+    let paths = keys.iter().filter(answered).map(|key| key.mount_dir.as_path());
+    let paths: BTreeSet<&Path> = paths.collect();
+    eyes.directories.forget_missing(&paths);
+    eyes.directories.follow(paths.into_iter());
+    Look {
+        observed,
+        locked_out,
+        config,
+    }
+}
