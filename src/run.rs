@@ -265,6 +265,7 @@ impl Daemon {
         failpoint::hit!("pass.looked");
         let taint = self.follow_taint(&config, ready);
         if self.is_calm(&look.observed, version) {
+            debug!(took = ?began.elapsed(), "pass: nothing has changed");
             self.board.nothing_changed();
             return Ok(taint);
         }
