@@ -249,10 +249,12 @@ impl<T: Send + 'static> Batch<T> {
         if waiting == 0 || (board.workers > 0 && self.last_added.elapsed() < PATIENCE) {
             return;
         }
+        // Those that were added last began a moment later: with the whole patience none of them would ever be counted, and
+        // the workers would grow by one at a time.
         let hanging = board
             .running
             .values()
-            .filter(|(since, _)| since.elapsed() >= PATIENCE)
+            .filter(|(since, _)| since.elapsed() >= PATIENCE / 2)
             .count();
         let wanted = match board.workers.saturating_sub(hanging) {
             0 => hanging.max(1),

@@ -61,10 +61,14 @@ struct Daemon {
     board: Arc<Board>,
     started: Instant,
     /// Wakes as long as it lives.
-    _mount_tables: Option<MountTables>,
+    mount_tables: Option<MountTables>,
     pace: Pace,
     /// The last pass, if nothing came of it.
     calm: Option<Calm>,
+    /// How many looks in a row have shown nothing new.
+    calm_looks: u32,
+    /// inotify tells of changes of all the directories.
+    announced: bool,
     eyes: Option<Eyes>,
     /// The mount tables that the eyes look at.
     tables: Tables,
@@ -188,7 +192,7 @@ impl Daemon {
             let took = self.now() - began;
             self.metrics.pass_ended(took);
             self.pace.spent(took, self.now());
-            let safety = self.now() + self.settings.limits.discovery_period;
+            let safety = self.now() + self.until_next_look();
             let wait = due.map_or(safety, |due| due.min(safety)).saturating_sub(self.now());
             // When a whole period has passed and there was nothing to do after it.
             if std::mem::take(&mut by_timer) && due.is_none() && self.tasks.is_empty() {
@@ -229,6 +233,8 @@ impl Daemon {
     async fn pass(&mut self) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
         let mut look = self.look().await?;
+        self.announced = look.announced;
+        let calm_looks = std::mem::take(&mut self.calm_looks);
         if let Some(loaded) = look.config {
             self.take_config(loaded);
         }
@@ -266,7 +272,7 @@ impl Daemon {
         let taint = self.follow_taint(&config, ready);
         if self.is_calm(&look.observed, version) {
             debug!(took = ?began.elapsed(), "pass: nothing has changed");
-            self.board.nothing_changed();
+            self.nothing_changed(calm_looks);
             return Ok(taint);
         }
         let plan = self.plan(&config, &ownership, &node, &look.observed);

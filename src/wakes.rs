@@ -81,9 +81,11 @@ impl Directories {
         }
     }
 
-    /// Watches these directories too; one that is not there yet by its parent. Blocks as long as the path does.
-    pub fn follow<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) {
-        let Some(watcher) = &mut self.watcher else { return };
+    /// Watches these directories too; one that is not there yet by its parent. Says whether changes of all of them are
+    /// announced from now on. Blocks as long as the path does.
+    pub fn follow<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
+        let mut all = true;
         for directory in directories {
             let target = if directory.is_dir() {
                 Some(directory)
@@ -91,6 +93,7 @@ impl Directories {
                 directory.parent().filter(|parent| parent.is_dir())
             };
             let Some((target, inode)) = target.and_then(|target| Some((target, inode(target)?))) else {
+                all = false;
                 continue;
             };
             if self.watched.contains_key(target) {
@@ -100,9 +103,13 @@ impl Directories {
                 Ok(()) => {
                     self.watched.insert(target.to_owned(), inode);
                 }
-                Err(error) => debug!(path = %target.display(), %error, "cannot be watched by inotify"),
+                Err(error) => {
+                    all = false;
+                    debug!(path = %target.display(), %error, "cannot be watched by inotify");
+                }
             }
         }
+        all
     }
 
     /// Forgets watches whose directory is gone or another one, so that one of the same name is watched anew.

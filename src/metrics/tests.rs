@@ -108,6 +108,7 @@ fn volumes_are_counted_by_what_they_are() {
     };
     let warned = Volume {
         warning: Some("something".into()),
+        health: crate::plan::Health::Bad(crate::reason::Ailment::Failing),
         ..row("d", State::Bound, Some("pv4"))
     };
     let rows = vec![
@@ -124,6 +125,8 @@ fn volumes_are_counted_by_what_they_are() {
         "volumes{state=\"vanished\",storage_class=\"raw\"} 2",
         "volumes_vanished_bound 1",
         "volumes_with_warning 1",
+        "volumes_unhealthy{reason=\"failing\"} 1",
+        "volumes_unhealthy{reason=\"read-only\"} 0",
     ] {
         has(&text, line);
     }
@@ -135,7 +138,9 @@ fn volumes_are_counted_by_what_they_are() {
     ] {
         has(&text, line);
     }
-    assert!(!text.contains("reason=\""), "{text}");
+    for gone in ["volumes_held{", "volumes_ignored{"] {
+        assert!(!text.contains(gone), "{text}");
+    }
 }
 
 #[test]

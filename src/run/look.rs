@@ -27,6 +27,8 @@ pub(super) struct Look {
     pub(super) locked_out: Vec<String>,
     /// The configuration, if it was read anew.
     pub(super) config: Option<config::Loaded>,
+    /// inotify tells of changes of all the directories.
+    pub(super) announced: bool,
 }
 
 /// A pass that found nothing to do and nothing to wait for, by what it was made from. A plan is a function of that: from
@@ -40,7 +42,24 @@ pub(super) struct Calm {
     mode: Mode,
 }
 
+/// So many times as long as `--discovery-period` is the most that passes between two looks.
+const LONGEST_PERIODS: u32 = 6;
+
 impl Daemon {
+    /// How long until the next look in any case. As long as looks show nothing new, each is a period later than the one
+    /// before: what is announced is seen at once anyway, and the rest (sizes, counts of errors) keeps for a minute.
+    pub(super) fn until_next_look(&self) -> Duration {
+        let period = self.settings.limits.discovery_period;
+        let announced = self.announced && self.mount_tables.is_some();
+        period * if announced { 1 + self.calm_looks } else { 1 }
+    }
+
+    /// A look has shown nothing new, and neither have so many before it.
+    pub(super) fn nothing_changed(&mut self, before: u32) {
+        self.calm_looks = (before + 1).min(LONGEST_PERIODS - 1);
+        self.board.nothing_changed();
+    }
+
     /// Whether nothing has changed since a pass that nothing came of. What a task has learnt is a change.
     pub(super) fn is_calm(&self, observed: &Observed, version: u64) -> bool {
         self.calm.as_ref().is_some_and(|calm| {
@@ -144,10 +163,11 @@ fn look(
     let paths = keys.iter().filter(answered).map(|key| key.mount_dir.as_path());
     let paths: BTreeSet<&Path> = paths.collect();
     eyes.directories.forget_missing(&paths);
-    eyes.directories.follow(paths.into_iter());
+    let announced = eyes.directories.follow(paths.into_iter());
     Look {
         observed,
         locked_out,
         config,
+        announced,
     }
 }
