@@ -51,9 +51,10 @@ impl Told {
         (news, !std::mem::replace(&mut self.began, true))
     }
 
-    /// A notice could not be told: it is news again in the next pass, if it still stands.
+    /// A notice could not be told: it is news again in the next pass, if it still stands, or when it comes again.
     pub fn untold(&mut self, notice: &Notice) {
         self.standing.remove(notice);
+        self.once.remove(notice);
     }
 
     /// Whether a notice that comes from no plan is to be told: the first time.
@@ -289,6 +290,8 @@ mod tests {
         assert_eq!(told.news(&[]).0, []);
         assert_eq!(told.news(&[notice("a")]).0, [notice("a")]);
         assert!(told.first_time(&notice("c")) && !told.first_time(&notice("c")));
+        told.untold(&notice("c"));
+        assert!(told.first_time(&notice("c")));
     }
 
     #[test]

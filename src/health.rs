@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::mounts::Mount;
 
@@ -19,7 +20,8 @@ mod tests;
 /// names a btrfs in /sys.
 ///
 /// Looked at are: the options `shutdown` and `emergency_ro` in the mount table, the errors that ext4 notes in its
-/// superblock (`/sys/fs/ext4/<device>/errors_count`, Documentation/ABI/testing/sysfs-fs-ext4), those that btrfs counts
+/// superblock (`/sys/fs/ext4/<device>/errors_count`, Documentation/ABI/testing/sysfs-fs-ext4) if the last one is of this
+/// boot, those that btrfs counts
 /// for each device (`/sys/fs/btrfs/<uuid>/devinfo/<id>/error_stats`, btrfs(5)), and the disk's state, see [`device`].
 /// xfs counts nothing that lasts: after an error that matters it shuts down, and every call answers EIO, see
 /// [`is_error`].
@@ -73,7 +75,10 @@ fn ext4(sysfs: &Path, dev: u64) -> Option<String> {
     let name = fs::read_link(device_dir(sysfs, dev)).ok()?;
     let dir = sysfs.join("fs/ext4").join(name.file_name()?);
     let count: u64 = read(&dir.join("errors_count"))?.parse().ok()?;
-    if count == 0 {
+    let last: Option<i64> = read(&dir.join("last_error_time")).and_then(|text| text.parse().ok());
+    // The record stays until somebody runs e2fsck: an error of years ago, on the disk that the node boots from perhaps,
+    // says nothing of the disk today.
+    if count == 0 || last.is_some_and(|last| last < boot_seconds()) {
         return None;
     }
     let since = read(&dir.join("first_error_time"))
@@ -84,6 +89,15 @@ fn ext4(sysfs: &Path, dev: u64) -> Option<String> {
     Some(format!(
         "its ext4 has recorded errors{since} (dmesg says which); unmount it and run e2fsck, which mends it and clears the record, and mount it again"
     ))
+}
+
+/// When the machine was booted, in seconds since 1970; 0 if that is not known.
+fn boot_seconds() -> i64 {
+    let seconds = |clock| clock_gettime(clock).map(|time| time.tv_sec());
+    match (seconds(ClockId::CLOCK_REALTIME), seconds(ClockId::CLOCK_BOOTTIME)) {
+        (Ok(now), Ok(since_boot)) => now - since_boot,
+        _ => 0,
+    }
 }
 
 fn btrfs(sysfs: &Path, uuid: &str) -> Option<String> {

@@ -45,6 +45,12 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// Whether it shows a directory of a filesystem and not the whole: one that others can rename or delete.
+    #[must_use]
+    pub fn is_of_a_directory(&self) -> bool {
+        self.root != Path::new("/")
+    }
+
     /// Whether writing through this mount is refused, for either reason.
     #[must_use]
     pub fn read_only(&self) -> bool {

@@ -106,14 +106,16 @@ impl Scrubber {
 
     /// Nothing is mounted below the volume, here or on the host, and no pod has it mounted.
     fn check_mounts(&self, mount: &Mount) -> Result<(), ScrubError> {
-        let host = self.host_mounts()?;
-        check_nested(mount, &self.tables, &host)?;
+        let (mount, own) = as_it_is(mount.mount_id, &self.tables)?;
+        let host = self.host_mounts(mount.is_of_a_directory())?;
+        check_nested(&mount, &own, &host)?;
         self.check_pods(&host, |dev, subtree| dev == mount.dev && overlap(subtree, &mount.root))
     }
 
     /// The host's mounts. The order was made seeing them: without that sight nothing is touched.
-    fn host_mounts(&self) -> Result<Arc<Table>, ScrubError> {
-        match self.tables.host() {
+    fn host_mounts(&self, anew: bool) -> Result<Arc<Table>, ScrubError> {
+        let tables = &self.tables;
+        match if anew { tables.host_anew() } else { tables.host() } {
             (HostView::Blind(reason), _) if !self.order.blind => Err(ScrubError::Held(Held::Unreadable(reason))),
             (_, mounts) => Ok(mounts),
         }
@@ -138,7 +140,7 @@ impl Scrubber {
         let device = claim(&path, &self.scan, &self.tables)?;
         let facts = examine_device(&device, &path, &self.scan, &self.tables, self.order.expected.as_ref())?;
         let mut check = || {
-            let host = self.host_mounts()?;
+            let host = self.host_mounts(false)?;
             self.check_pods(&host, |dev, _| dev == facts.dev)?;
             self.check_pv()
         };
@@ -277,12 +279,8 @@ pub(crate) fn examine_filesystem(
     tables: &Tables,
     expected: Option<&VolumeId>,
 ) -> Result<Mount, ScrubError> {
-    let table = own_table(tables)?;
     let id = crate::sys::mount_id(root.as_fd()).context("statx")?;
-    let mount = table
-        .get(id)
-        .cloned()
-        .ok_or_else(|| ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into())))?;
+    let (mount, _) = as_it_is(id, tables)?;
     let boot_id = scan::boot_id();
     compare(expected, || {
         read::filesystem(root.as_fd(), &mount, &boot_id, &scan.sysfs)
@@ -297,12 +295,28 @@ fn sound(failing: Option<String>) -> Result<(), ScrubError> {
     failing.map_or(Ok(()), |what| Err(ScrubError::Held(Held::Failing(what))))
 }
 
+/// A mount as it is now, and the own mount table.
+///
+/// # Errors
+/// `Held`: it is not mounted any more. `Failed`: the own mount table cannot be read.
+pub(crate) fn as_it_is(mount_id: u64, tables: &Tables) -> Result<(Mount, Arc<Table>), ScrubError> {
+    let unreadable = |error: std::io::Error| ScrubError::Failed(error.into());
+    let mut table = tables.own().map_err(unreadable)?;
+    // The directory that it shows may be elsewhere by now, or something mounted below it.
+    if table.get(mount_id).is_some_and(Mount::is_of_a_directory) {
+        table = tables.own_anew().map_err(unreadable)?;
+    }
+    let mount = table.get(mount_id).cloned();
+    let gone = || ScrubError::Held(Held::NotMounted("it was unmounted a moment ago".into()));
+    Ok((mount.ok_or_else(gone)?, table))
+}
+
 /// Nothing is mounted below the volume, here or on the host.
 ///
 /// # Errors
-/// `Held`: something is. `Failed`: the own mount table cannot be read.
-pub(crate) fn check_nested(mount: &Mount, tables: &Tables, host: &Table) -> Result<(), ScrubError> {
-    let mut nested = own_table(tables)?.nesting().below(mount.dev, &mount.root);
+/// `Held`: something is.
+pub(crate) fn check_nested(mount: &Mount, own: &Table, host: &Table) -> Result<(), ScrubError> {
+    let mut nested = own.nesting().below(mount.dev, &mount.root);
     nested.extend(host.nesting().below(mount.dev, &mount.root));
     if nested.is_empty() {
         return Ok(());
@@ -330,10 +344,6 @@ fn compare(expected: Option<&VolumeId>, found: impl FnOnce() -> anyhow::Result<V
             found: found.to_string(),
         })),
     }
-}
-
-fn own_table(tables: &Tables) -> Result<Arc<Table>, ScrubError> {
-    tables.own().map_err(|error| ScrubError::Failed(error.into()))
 }
 
 /// How a scrubbed filesystem looks, to see later whether anybody has touched it.

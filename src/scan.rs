@@ -85,11 +85,26 @@ impl Tables {
         Ok(self.own.now().map_err(named)?.table)
     }
 
+    /// As [`own`](Self::own), read whatever the kernel says of changes.
+    ///
+    /// # Errors
+    /// It cannot be read; says where it was looked for.
+    pub fn own_anew(&self) -> io::Result<Arc<Table>> {
+        let _ = self.own.anew(); // What fails fails again, and says where.
+        self.own()
+    }
+
     /// The host's mount table as it is now, empty if it cannot be read, and what it tells of pods. Whatever could hide a
     /// pod's mount makes the node blind.
     #[must_use]
     pub fn host(&self) -> (HostView, Arc<Table>) {
         view_of(self.host.path(), self.host.now())
+    }
+
+    /// As [`host`](Self::host), read whatever the kernel says of changes.
+    #[must_use]
+    pub fn host_anew(&self) -> (HostView, Arc<Table>) {
+        view_of(self.host.path(), self.host.anew())
     }
 }
 
@@ -130,6 +145,10 @@ struct Known {
     /// As [`Reading::changes`] was when they were read.
     changes: Option<u64>,
     read: Option<Instant>,
+    /// The table that they were read with.
+    table: Option<Arc<Table>>,
+    /// There are volumes that are directories of a filesystem: nobody tells when they are renamed or deleted.
+    directories: bool,
 }
 
 /// The root directory of a mount.
@@ -272,11 +291,14 @@ impl Scanner {
 
     /// The own mount table and the host's: what the kernel says of changes does, but for now and then.
     fn read_tables(&mut self) -> (io::Result<Reading>, io::Result<Reading>) {
-        if self.known.read.is_none_or(|read| read.elapsed() >= REFRESH) {
+        let overdue = self.known.read.is_none_or(|read| read.elapsed() >= REFRESH);
+        if overdue {
             self.known = Known {
                 read: Some(Instant::now()),
                 ..Known::default()
             };
+        }
+        if overdue || self.known.directories {
             (self.tables.own.anew(), self.tables.host.anew())
         } else {
             (self.tables.own.now(), self.tables.host.now())
@@ -344,9 +366,11 @@ impl Scanner {
         } else {
             Vec::new()
         };
-        if own.changes.is_none() || own.changes != self.known.changes {
+        let same = |known: &Arc<Table>| Arc::ptr_eq(known, &own.table);
+        if own.changes.is_none() || own.changes != self.known.changes || !self.known.table.as_ref().is_some_and(same) {
             self.known.ids = Arc::default();
         }
+        self.known.table = Some(Arc::clone(&own.table));
         let context = Arc::new(self.context(own.clone(), host, loops));
         let all: Vec<&Task> = tasks.iter().collect();
         let mut seen = self.look_once(&all, &context);
@@ -359,7 +383,8 @@ impl Scanner {
             let outdated = |seen: &Seen| {
                 seen.root.is_some_and(|root| {
                     let (before, after) = (own.table.get(root.mount_id), after.table.get(root.mount_id));
-                    before.is_none() || before != after
+                    // An id may be another mount's by now whose line is the same.
+                    before.is_none() || before != after || context.known.contains_key(&root)
                 })
             };
             let again: Vec<usize> = (0..seen.len()).filter(|&at| outdated(&seen[at])).collect();
@@ -373,6 +398,9 @@ impl Scanner {
             }
         }
         self.note_known(&seen, settled);
+        let directory =
+            |seen: &Seen| matches!(&seen.kind, Some(EntryKind::Mount(facts)) if facts.subtree != Path::new("/"));
+        self.known.directories = seen.iter().any(directory);
         seen.into_iter().map(|seen| seen.kind)
     }
 

@@ -182,6 +182,35 @@ fn a_mount_below_the_volume_holds_it() {
     });
 }
 
+/// The kernel tells nobody that a directory was renamed, with which mounts may come to be below a volume.
+#[test]
+fn a_mount_that_is_moved_into_the_volume_with_its_directory_holds_it() {
+    in_every_world("a_mount_that_is_moved_into_it", async |node: Rc<Node>| {
+        let class = node.class("Delete", "").await?;
+        let base = node.path("base");
+        mounts::tmpfs(&base, 16 << 20)?;
+        std::fs::create_dir_all(base.join("v1"))?;
+        std::fs::create_dir_all(base.join("other/mount"))?;
+        mounts::tmpfs(&base.join("other/mount"), 1 << 20)?;
+        let disk = node.entry(&class, "disk1");
+        mounts::bind(&base.join("v1"), &disk)?;
+        node.start().await?;
+        let pv = node.available("disk1").await?;
+        node.claim("a", &class).await?;
+        std::fs::write(disk.join("file"), "secret")?;
+        node.several_passes().await;
+        std::fs::rename(base.join("other"), base.join("v1/other"))?;
+        node.release("a").await?;
+        node.event(&pv, "VolumeFailedDelete", "mounted below").await?;
+        node.several_passes().await;
+        ensure!(names(&disk) == ["file", "other"]);
+        mounts::unmount(&base.join("v1/other/mount"))?;
+        node.again("disk1", &pv).await?;
+        ensure!(names(&disk).is_empty());
+        Ok(())
+    });
+}
+
 #[test]
 fn a_pod_that_still_has_it_mounted_holds_it() {
     let seeing: Vec<_> = node::WORLDS.into_iter().filter(|world| world.sees_pods).collect();

@@ -290,8 +290,9 @@ impl Task {
         let tables = Tables::new(&self.scan);
         let mount = recycle::examine_filesystem(&root, &self.scan, &tables, self.expected.as_ref())?;
         let mut check = || {
-            let (_, host) = tables.host();
-            recycle::check_nested(&mount, &tables, &host)?;
+            let (mount, own) = recycle::as_it_is(mount.mount_id, &tables)?;
+            let (_, host) = tables.host_anew();
+            recycle::check_nested(&mount, &own, &host)?;
             match host
                 .pods()
                 .iter()

@@ -61,7 +61,18 @@ fn ext4_notes_its_errors() {
         "{first}"
     );
     sys.file("fs/ext4/sda1/errors_count", "4711\n");
-    assert_eq!(sys.filesystem(EXT4, None), Some(first), "one more error is nothing new");
+    assert_eq!(
+        sys.filesystem(EXT4, None).as_ref(),
+        Some(&first),
+        "one more error is nothing new"
+    );
+    // The last one may be older than the boot.
+    let boot = boot_seconds();
+    assert!(boot > 1_500_000_000, "{boot}");
+    for (last, fails) in [(boot - 1, false), (boot + 1, true)] {
+        sys.file("fs/ext4/sda1/last_error_time", &format!("{last}\n"));
+        assert_eq!(sys.filesystem(EXT4, None), fails.then(|| first.clone()));
+    }
     // The errors are those of one device.
     assert_eq!(sys.filesystem(&EXT4.replace("8:1", "8:2"), None), None);
 }

@@ -2,8 +2,10 @@
 //!
 //! The kernel tells an open mountinfo file by poll(2) whether a mount came, went, moved or changed its options since it
 //! was last asked (proc(5), /proc/pid/mountinfo). An answer of "no" is as good as reading it: a table of a thousand
-//! mounts takes the kernel milliseconds to write. What it does not tell of is a filesystem that turns read-only as a
-//! whole, and the deletion of a directory that is mounted elsewhere: who wants to know these asks the mount itself.
+//! mounts takes the kernel milliseconds to write. What it does not tell of: a filesystem that turns read-only as a whole
+//! (who wants to know asks the mount itself), and that a directory which is mounted elsewhere, or one above it, was
+//! renamed or deleted, which changes where a mount sits in its filesystem. Only the root of a filesystem has no name to
+//! change: for the mounts of anything else the table is read [anew](Source::anew).
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -457,9 +457,11 @@ impl Planner<'_> {
             };
         }
         // A pod's mount that came up since would write into the next tenant's volume.
-        if let Sight::Entry(entry) = sight
-            && let Some(user) = self.pod_mount(&pv.name, &entry.kind)
-        {
+        let kind = match sight {
+            Sight::Entry(entry) => &entry.kind,
+            _ => &EntryKind::File, // By the PV's name alone.
+        };
+        if let Some(user) = self.pod_mount(&pv.name, kind) {
             return State::Held(Held::InUse(user));
         }
         then(self, pv);

@@ -340,7 +340,8 @@ impl Daemon {
                 warn!(%pv, %why, "an ended cleaning Job stays");
             }
             let due = self.memory.job_deletion_refused(pv, error.to_string(), now);
-            if !waits_for_it {
+            // What runs in the process has a state of its own, by which it is not ordered again.
+            if !waits_for_it || self.running.contains_key(&job.pv_uid) {
                 return;
             }
             let claim_uid = self.claim_of_release(pv, job);
@@ -367,7 +368,7 @@ impl Daemon {
             }
             JobProgress::Failed(error) => {
                 self.metrics.scrub_failed(mode, By::Job);
-                let Some(pv) = known else {
+                let Some(pv) = known.filter(|pv| !self.running.contains_key(&pv.uid)) else {
                     return;
                 };
                 let failures = self.memory.scrubs.get(&pv.uid).map_or(0, |scrub| scrub.failures) + 1;

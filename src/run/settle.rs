@@ -250,8 +250,8 @@ impl Daemon {
             reason: "VolumeFailedDelete",
             message,
         };
-        if self.told.first_time(&notice) {
-            self.post(notice, &ownership, false);
+        if self.told.first_time(&notice) && !self.post(notice.clone(), &ownership, false) {
+            self.told.untold(&notice);
         }
     }
 

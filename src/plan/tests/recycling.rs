@@ -290,6 +290,8 @@ fn a_scrub_that_has_begun_ends_well_without_its_class() {
         );
         w.pod("pv-vol", 0, "/");
         w.expect_actions(&[]);
+        w.entry("vol", EntryKind::Failing("EIO".into()));
+        w.expect_actions(&[]);
     }
 }
 
