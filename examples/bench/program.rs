@@ -101,18 +101,33 @@ impl Running {
     pub(crate) async fn ready(&mut self) -> Result<()> {
         loop {
             self.check()?;
-            if let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await {
-                let mut answer = String::new();
-                stream
-                    .write_all(b"GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
-                    .await?;
-                stream.read_to_string(&mut answer).await?;
-                if answer.starts_with("HTTP/1.1 200") {
-                    return Ok(());
-                }
+            if self
+                .get("/readyz")
+                .await
+                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+            {
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// How many passes it has made, if it counts them.
+    pub(crate) async fn passes(&self) -> Result<Option<f64>> {
+        let metrics = self.get("/metrics").await?;
+        let count = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("local_volume_provisioner_pass_duration_seconds_count "));
+        Ok(count.and_then(|count| count.trim().parse().ok()))
+    }
+
+    async fn get(&self, path: &str) -> Result<String> {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     fn proc(&self, file: &str) -> Result<String> {
