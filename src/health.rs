@@ -35,7 +35,7 @@ pub fn filesystem(sysfs: &Path, mount: &Mount, uuid: Option<&str>) -> Option<Str
     let given_up = || {
         mount.gave_up.then(|| {
             format!(
-                "its {} has given up after an error (dmesg says which) and takes no writes; unmount it, run fsck, and mount it again",
+                "its {} has given up after an error (dmesg says which) and takes no writes; unmount it, mend it (e2fsck, xfs_repair), and mount it again",
                 mount.fs_type
             )
         })

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use crate::Scale;
@@ -53,6 +54,15 @@ pub(crate) async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Ins
         .await
 }
 
+/// Waits until the controllers have written all that they write to new PVs (20 a second), and for [`QUIET`] after that.
+async fn quiet(cluster: &Cluster<'_>) -> Result<()> {
+    let protected = |pv: &PersistentVolume| pv.finalizers().iter().any(|name| name == "kubernetes.io/pv-protection");
+    let all = |pvs: &Pvs| pvs.values().all(protected);
+    cluster.seen.clone().until("the PVs are protected", all).await?;
+    tokio::time::sleep(QUIET).await;
+    Ok(())
+}
+
 /// A node of the usual size, and its program with the proxy that it talks through.
 pub(crate) async fn start(
     cluster: &Cluster<'_>,
@@ -68,7 +78,7 @@ pub(crate) async fn start(
     let first = seen.until("there is a PV", |pvs| !pvs.is_empty()).await?;
     report.add(column, FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    tokio::time::sleep(QUIET).await;
+    quiet(cluster).await?;
     let memory = running.memory()?;
     report.add(column, "resident memory, 20 volumes", "MB", memory.resident);
     report.add(column, "of that anonymous", "MB", memory.anonymous);
@@ -176,13 +186,15 @@ pub(crate) async fn many(
         .await?;
     report.add(column, &at_start(scale), "s", (there - running.began).as_secs_f64());
     available(cluster, scale.volumes).await?;
-    tokio::time::sleep(QUIET).await;
+    quiet(cluster).await?;
     running.check()?;
     let cpu = milliseconds(running.cpu()?) / 1e3;
     report.add(column, "CPU until then", "s", cpu);
-    let resident = running.memory()?.resident;
+    let memory = running.memory()?;
     let name = format!("resident memory, {} volumes", scale.volumes);
-    report.add(column, &name, "MB", resident);
+    report.add(column, &name, "MB", memory.resident);
+    let name = format!("of that anonymous, {} volumes", scale.volumes);
+    report.add(column, &name, "MB", memory.anonymous);
     let (cpu, before) = (running.cpu()?, running.passes().await?);
     tokio::time::sleep(LOOKS).await;
     // A program that does not count its passes has its own figure.
@@ -280,7 +292,7 @@ pub(crate) async fn crowded(
     };
     add(FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    tokio::time::sleep(QUIET).await;
+    quiet(cluster).await?;
     add("CPU of the start", "ms", milliseconds(running.cpu()?));
     add("received at start", "kB", proxy.received() as f64 / 1e3);
     let memory = running.memory()?;

@@ -27,11 +27,11 @@ const MOST_AHEAD: usize = 64;
 const AHEAD: Duration = Duration::from_secs(1);
 
 impl Daemon {
-    /// The limits of a plan. Where scrubs end faster than pass follows pass, as many are ordered ahead as have ended
+    /// The limits of a plan. Where scrubs end faster than pass follows pass, twice as many are ordered ahead as have ended
     /// since the last one, and wait for a slot: it is not to stay empty until the next pass.
     pub(super) fn limits(&mut self) -> Limits {
         let mut limits = self.settings.limits;
-        let ahead = std::mem::take(&mut self.scrubs_ended).min(MOST_AHEAD);
+        let ahead = (2 * std::mem::take(&mut self.scrubs_ended)).min(MOST_AHEAD);
         limits.scrub_concurrency = limits.scrub_concurrency.saturating_add(ahead);
         limits
     }

@@ -58,7 +58,12 @@ impl Daemon {
             return None;
         }
         if let Some(missing) = self.missing_volumes() {
-            self.show_taint(Some(format!("it stays: waiting for {missing} (--ready-volumes)")));
+            let what = format!("it stays: waiting for {missing} (--ready-volumes)");
+            if self.taint.told.as_ref() != Some(&what) {
+                info!(node = %self.settings.node_name, "startup taint: {what}");
+                self.taint.told = Some(what.clone());
+            }
+            self.show_taint(Some(what));
             return None;
         }
         if let Some(due) = self.taint.due.filter(|due| *due > self.now()) {

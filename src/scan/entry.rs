@@ -69,7 +69,7 @@ fn failed((call, errno): Failure) -> EntryKind {
 
 fn failing((call, errno): Failure) -> EntryKind {
     EntryKind::Failing(format!(
-        "{call}: {}; its filesystem has shut down, or its disk fails (dmesg says which): unmount it, run fsck, and mount it again",
+        "{call}: {}; its filesystem has shut down, or its disk fails (dmesg says which): unmount it, mend it (e2fsck, xfs_repair), and mount it again",
         text(errno)
     ))
 }

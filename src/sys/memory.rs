@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::libc;
 use procfs_core::FromBufRead;
@@ -27,20 +28,23 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
-    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    let Ok(smaps) = File::open("/proc/self/smaps") else {
-        return;
-    };
-    let Ok(maps) = MemoryMaps::from_buf_read(BufReader::new(smaps)) else {
-        return;
-    };
-    for range in maps.iter().filter_map(|map| of_file(map, &exe)) {
+    static OF_FILE: OnceLock<Vec<Range<usize>>> = OnceLock::new();
+    for range in OF_FILE.get_or_init(mappings) {
         // SAFETY: the pages are of a private mapping of a file, cannot be written, and none of them was changed before
         // that (relocations), so they are as the file is. What is touched again is mapped again.
         unsafe {
             libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED);
         }
     }
+}
+
+/// The mappings of the program that are as in its file. They stay where they are as long as it runs.
+fn mappings() -> Vec<Range<usize>> {
+    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let smaps = File::open("/proc/self/smaps").map(BufReader::new);
+    let maps = smaps.ok().and_then(|smaps| MemoryMaps::from_buf_read(smaps).ok());
+    let of_file = |maps: MemoryMaps| maps.iter().filter_map(|map| of_file(map, &exe)).collect();
+    maps.map_or_else(Vec::new, of_file)
 }
 
 /// Where a mapping of the program is, if all of its pages are as in the file and stay so (proc(5), /proc/pid/smaps).
