@@ -65,7 +65,7 @@ struct Daemon {
     pace: Pace,
     /// The last pass, if nothing came of it.
     calm: Option<Calm>,
-    /// How many looks in a row have shown nothing new.
+    /// How many looks in a row, begun by the timer, have shown nothing new.
     calm_looks: u32,
     /// inotify tells of changes of all the directories.
     announced: bool,
@@ -187,7 +187,7 @@ impl Daemon {
                 .for_each(|cause| self.metrics.woken(cause));
             let began = self.now();
             self.health.pass(Some(std::time::Instant::now()));
-            due = self.pass().await?;
+            due = self.pass(by_timer).await?;
             self.health.pass(None);
             let took = self.now() - began;
             self.metrics.pass_ended(took);
@@ -230,7 +230,7 @@ impl Daemon {
     }
 
     /// One look and what follows from it. Returns when the next is due at the latest.
-    async fn pass(&mut self) -> anyhow::Result<Option<Duration>> {
+    async fn pass(&mut self, by_timer: bool) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
         let mut look = self.look().await?;
         self.announced = look.announced;
@@ -272,7 +272,7 @@ impl Daemon {
         let taint = self.follow_taint(&config, ready);
         if self.is_calm(&look.observed, version) {
             debug!(took = ?began.elapsed(), "pass: nothing has changed");
-            self.nothing_changed(calm_looks);
+            self.nothing_changed(if by_timer { calm_looks + 1 } else { 0 });
             return Ok(taint);
         }
         let plan = self.plan(&config, &ownership, &node, &look.observed);

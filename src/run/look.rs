@@ -54,9 +54,9 @@ impl Daemon {
         period * if announced { 1 + self.calm_looks } else { 1 }
     }
 
-    /// A look has shown nothing new, and neither have so many before it.
-    pub(super) fn nothing_changed(&mut self, before: u32) {
-        self.calm_looks = (before + 1).min(LONGEST_PERIODS - 1);
+    /// A look has shown nothing new, as so many in a row that the timer began.
+    pub(super) fn nothing_changed(&mut self, looks: u32) {
+        self.calm_looks = looks.min(LONGEST_PERIODS - 1);
         self.board.nothing_changed();
     }
 
