@@ -12,10 +12,9 @@ use tracing::{debug, info, warn};
 
 use super::settle::Done;
 use super::{Config, Daemon, Duration};
-use crate::api::WriteError;
+use crate::api::{self, WriteError};
 use crate::cluster::Pv;
 use crate::events::Letter;
-use crate::memory::api_backoff;
 use crate::plan::Severity;
 use crate::wakes::Cause;
 
@@ -30,7 +29,7 @@ pub(super) struct Taint {
     failures: u32,
     /// Not before.
     due: Option<Duration>,
-    /// The last failure, as it was told.
+    /// Why it stays, as it was told last.
     told: Option<String>,
 }
 
@@ -112,7 +111,7 @@ impl Daemon {
                 self.taint.failures += 1;
                 let pause = match &err {
                     WriteError::Forbidden(_) => REFUSED_AGAIN,
-                    _ => api_backoff(self.taint.failures),
+                    _ => api::wait(self.taint.failures, err.asked()),
                 };
                 self.taint.due = Some(self.now() + pause);
                 let what = match &err {
