@@ -2,9 +2,10 @@
 #![allow(missing_docs)]
 
 use std::fmt::Write as _;
+use std::hint::black_box;
 use std::time::Duration;
 
-use divan::{Bencher, black_box, counter::BytesCount};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use local_volume_provisioner::mounts;
 use local_volume_provisioner::probe::{Prober, Work};
 
@@ -13,9 +14,8 @@ mod many;
 
 use many::{Many, STORAGE, Storage};
 
-fn main() {
-    divan::main();
-}
+/// Lines of a mount table: a usual node, and one with very many mounts.
+const LINES: [u32; 2] = [500, 5_000];
 
 /// The mount table of a node with this many mounts, of which one in ten is a pod's.
 fn mount_table(lines: u32) -> String {
@@ -35,59 +35,71 @@ fn mount_table(lines: u32) -> String {
     text
 }
 
-#[divan::bench(args = [500, 5_000])]
-fn mountinfo(bencher: Bencher<'_, '_>, lines: u32) {
-    let text = mount_table(lines);
-    bencher
-        .counter(BytesCount::of_str(&text))
-        .bench(|| mounts::parse_counting(black_box(text.as_bytes())));
-}
-
-/// All that is asked of a mount table in a pass: pods' mounts, and what is mounted below each volume.
-#[divan::bench(args = [500, 5_000])]
-fn mount_table_questions(bencher: Bencher<'_, '_>, lines: u32) {
-    let mounts = mounts::parse(mount_table(lines).as_bytes());
-    bencher.bench(|| {
-        let nesting = mounts::Nesting::new(black_box(&mounts));
-        let below = mounts.iter().map(|mount| nesting.below(mount.dev, &mount.root).len());
-        (mounts::pod_mounts(&mounts), below.sum::<usize>())
-    });
+fn mountinfo(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mountinfo");
+    for lines in LINES {
+        let text = mount_table(lines);
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(BenchmarkId::new("parse", lines), |bencher| {
+            bencher.iter(|| mounts::parse_counting(black_box(text.as_bytes())));
+        });
+    }
+    for lines in LINES {
+        // All that is asked of a mount table in a pass: pods' mounts, and what is mounted below each volume.
+        let mounts = mounts::parse(mount_table(lines).as_bytes());
+        group.throughput(Throughput::Elements(lines.into()));
+        group.bench_function(BenchmarkId::new("questions", lines), |bencher| {
+            bencher.iter(|| {
+                let nesting = mounts::Nesting::new(black_box(&mounts));
+                let below = mounts.iter().map(|mount| nesting.below(mount.dev, &mount.root).len());
+                (mounts::pod_mounts(&mounts), below.sum::<usize>())
+            });
+        });
+    }
+    group.finish();
 }
 
 /// What it costs to have a deadline for each of 1,000 looks, beside the looks.
-#[divan::bench]
-fn deadlines_1000(bencher: Bencher<'_, '_>) {
+fn deadlines(criterion: &mut Criterion) {
     let mut prober = Prober::new(Duration::from_secs(5));
-    bencher.bench_local(|| {
-        let items = (0..1_000_u32).map(|number| {
-            let work: Work<u32> = Box::new(move || number);
-            (number, work)
+    criterion.bench_function("deadlines/1000", |bencher| {
+        bencher.iter(|| {
+            let items = (0..1_000_u32).map(|number| {
+                let work: Work<u32> = Box::new(move || number);
+                (number, work)
+            });
+            prober.run(items.collect())
         });
-        prober.run(items.collect())
     });
 }
 
-#[divan::bench(args = STORAGE)]
-fn unchanged_1000(bencher: Bencher<'_, '_>, storage: Storage) {
-    let mut many = Many::published(storage, 1_000);
-    bencher.bench_local(|| many.pass());
+type Make = fn(Storage) -> Many;
+
+/// The planner, and what is remembered before and after it.
+fn plan(criterion: &mut Criterion) {
+    const CASES: [(&str, Make); 4] = [
+        ("unchanged", |storage| Many::published(storage, 1_000)),
+        ("new", |storage| Many::new(storage, 1_000)),
+        // While the calls for all of them are under way.
+        ("publishing", |storage| Many::new(storage, 1_000).publishing()),
+        ("released", |storage| Many::released(storage, 1_000)),
+    ];
+    let mut group = criterion.benchmark_group("plan of 1000");
+    for (what, make) in CASES {
+        for storage in STORAGE {
+            let mut many = make(storage);
+            group.bench_function(BenchmarkId::new(what, format!("{storage:?}")), |bencher| {
+                bencher.iter(|| many.pass());
+            });
+        }
+    }
+    group.finish();
 }
 
-#[divan::bench(args = STORAGE)]
-fn new_1000(bencher: Bencher<'_, '_>, storage: Storage) {
-    let mut many = Many::new(storage, 1_000);
-    bencher.bench_local(|| many.pass());
+criterion_group! {
+    name = benches;
+    // Two minutes in all: what is compared differs by more than a per cent.
+    config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    targets = mountinfo, deadlines, plan
 }
-
-/// While the calls for all of them are under way.
-#[divan::bench(args = STORAGE)]
-fn publishing_1000(bencher: Bencher<'_, '_>, storage: Storage) {
-    let mut many = Many::new(storage, 1_000).publishing();
-    bencher.bench_local(|| many.pass());
-}
-
-#[divan::bench(args = STORAGE)]
-fn released_1000(bencher: Bencher<'_, '_>, storage: Storage) {
-    let mut many = Many::released(storage, 1_000);
-    bencher.bench_local(|| many.pass());
-}
+criterion_main!(benches);

@@ -1,5 +1,6 @@
 //! Calls of the API server: the client, its deadline, what may be done, and the writes with their preconditions.
 
+mod pruned;
 mod wait;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::failpoint;
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
+pub use pruned::PrunedPv;
 pub use wait::{asked_by, asked_by_watch, wait};
 
 /// How long a request may take until its response's headers; watches live on. Nine seconds, to tell it in logs from the
@@ -169,9 +171,10 @@ fn chain(err: &(dyn std::error::Error + 'static)) -> String {
 ///
 /// # Errors
 /// See [`WriteError`].
-pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<PersistentVolume, WriteError> {
+pub async fn create(client: &Client, pv: Box<PersistentVolume>) -> Result<PrunedPv, WriteError> {
     failpoint::hit!("create.before");
-    let made = Api::all(client.clone()).create(&PostParams::default(), pv).await;
+    let pv = PrunedPv::from(pv);
+    let made = Api::all(client.clone()).create(&PostParams::default(), &pv).await;
     failpoint::hit!("create.after");
     Ok(made?)
 }
@@ -180,8 +183,8 @@ pub async fn create(client: &Client, pv: &PersistentVolume) -> Result<Persistent
 ///
 /// # Errors
 /// See [`WriteError`].
-pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<PersistentVolume, WriteError> {
-    let api: Api<PersistentVolume> = Api::all(client.clone());
+pub async fn patch(client: &Client, pv: &PvRef, patch: &PvPatch) -> Result<PrunedPv, WriteError> {
+    let api: Api<PrunedPv> = Api::all(client.clone());
     let body = merge_patch(pv, patch);
     failpoint::hit!(failpoint::patch(patch, "before"));
     let patched = api.patch(&pv.name, &PatchParams::default(), &Patch::Merge(&body)).await;
@@ -214,8 +217,8 @@ pub fn merge_patch(pv: &PvRef, patch: &PvPatch) -> Value {
 ///
 /// # Errors
 /// See [`WriteError`].
-pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolume>, WriteError> {
-    let api: Api<PersistentVolume> = Api::all(client.clone());
+pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PrunedPv>, WriteError> {
+    let api: Api<PrunedPv> = Api::all(client.clone());
     let preconditions = Preconditions {
         uid: Some(pv.uid.clone()),
         resource_version: Some(pv.resource_version.clone()),
@@ -228,6 +231,15 @@ pub async fn delete(client: &Client, pv: &PvRef) -> Result<Option<PersistentVolu
     let deleted = api.delete(&pv.name, &params).await;
     failpoint::hit!("delete.after");
     Ok(deleted?.left())
+}
+
+/// Reads a PV by its name.
+///
+/// # Errors
+/// See [`WriteError`].
+pub async fn read(client: &Client, name: &str) -> Result<Option<PrunedPv>, WriteError> {
+    let api: Api<PrunedPv> = Api::all(client.clone());
+    Ok(api.get_opt(name).await?)
 }
 
 /// Creates a cleaning Job.

@@ -7,6 +7,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::storage::v1 as storage;
 use k8s_openapi::jiff::Timestamp;
+use litemap::LiteMap;
 
 use crate::config::VolumeMode;
 use crate::names;
@@ -320,7 +321,7 @@ pub struct Pv {
     /// Label [`names::NODE_LABEL`].
     pub node_label: Option<String>,
     /// The annotations that are ours or matter to us.
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: LiteMap<&'static str, Box<str>>,
     /// `spec.storageClassName`.
     pub class: String,
     /// `spec.local.path`; `None` for a PV of another type.
@@ -368,7 +369,7 @@ impl Pv {
     /// An annotation's value.
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.annotations.get(key).map(String::as_str)
+        self.annotations.get(key).map(Box::as_ref)
     }
 
     /// Whether it carries our finalizer.
@@ -467,15 +468,11 @@ impl Pv {
 impl From<&core::PersistentVolume> for Pv {
     fn from(pv: &core::PersistentVolume) -> Self {
         let meta = &pv.metadata;
-        let spec = pv.spec.clone().unwrap_or_default();
-        let status = pv.status.clone().unwrap_or_default();
-        let annotations = meta
-            .annotations
-            .iter()
-            .flatten()
-            .filter(|(key, _)| KEPT_ANNOTATIONS.contains(&key.as_str()))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let (spec, status) = (pv.spec.as_ref(), pv.status.as_ref());
+        let annotation = |key| Some((key, meta.annotations.as_ref()?.get(key)?.as_str().into()));
+        let kept: Vec<_> = KEPT_ANNOTATIONS.into_iter().filter_map(annotation).collect();
+        let mut annotations = LiteMap::with_capacity(kept.len());
+        annotations.extend(kept);
         Self {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
@@ -488,44 +485,44 @@ impl From<&core::PersistentVolume> for Pv {
                 .as_ref()
                 .and_then(|labels| labels.get(names::NODE_LABEL).cloned()),
             annotations,
-            class: spec.storage_class_name.clone().unwrap_or_default(),
-            path: spec.local.as_ref().map(|local| PathBuf::from(&local.path)),
-            hostnames: hostnames(&spec),
+            class: spec
+                .and_then(|spec| spec.storage_class_name.clone())
+                .unwrap_or_default(),
+            path: spec.and_then(|spec| Some(PathBuf::from(&spec.local.as_ref()?.path))),
+            hostnames: spec.map(hostnames).unwrap_or_default(),
             capacity: spec
-                .capacity
-                .as_ref()
-                .and_then(|capacity| capacity.get("storage"))
+                .and_then(|spec| spec.capacity.as_ref()?.get("storage"))
                 .map(|quantity| quantity.0.clone())
                 .unwrap_or_default(),
-            mode: match spec.volume_mode.as_deref() {
+            mode: match spec.and_then(|spec| spec.volume_mode.as_deref()) {
                 Some("Block") => VolumeMode::Block,
                 _ => VolumeMode::Filesystem,
             },
             // The API server's default for a PV that was made by hand.
             reclaim_policy: spec
-                .persistent_volume_reclaim_policy
-                .clone()
+                .and_then(|spec| spec.persistent_volume_reclaim_policy.clone())
                 .unwrap_or_else(|| "Retain".into()),
-            claim: spec.claim_ref.as_ref().map(|claim| ClaimRef {
+            claim: spec.and_then(|spec| spec.claim_ref.as_ref()).map(|claim| ClaimRef {
                 namespace: claim.namespace.clone().unwrap_or_default(),
                 name: claim.name.clone().unwrap_or_default(),
                 uid: claim.uid.clone().unwrap_or_default(),
             }),
-            phase: match status.phase.as_deref() {
+            phase: match status.and_then(|status| status.phase.as_deref()) {
                 Some("Available") => Phase::Available,
                 Some("Bound") => Phase::Bound,
                 Some("Released") => Phase::Released,
                 Some("Failed") => Phase::Failed,
                 _ => Phase::Pending,
             },
-            phase_since: status.last_phase_transition_time.as_ref().map(|time| time.0),
+            phase_since: status.and_then(|status| Some(status.last_phase_transition_time.as_ref()?.0)),
             seen_used: false,
         }
     }
 }
 
 fn hostnames(spec: &core::PersistentVolumeSpec) -> Vec<String> {
-    spec.node_affinity
+    let mut hostnames: Vec<String> = spec
+        .node_affinity
         .iter()
         .flat_map(|affinity| affinity.required.iter())
         // Ours is the first; a class's selector follows.
@@ -533,7 +530,9 @@ fn hostnames(spec: &core::PersistentVolumeSpec) -> Vec<String> {
         .flat_map(|term| term.match_expressions.iter().flatten())
         .filter(|expression| expression.key == names::HOSTNAME_LABEL && expression.operator == "In")
         .flat_map(|expression| expression.values.iter().flatten().cloned())
-        .collect()
+        .collect();
+    hostnames.shrink_to_fit();
+    hostnames
 }
 
 /// Whose a PV is.

@@ -3,10 +3,13 @@
 //! A [`VolumeId`] is kept on the PV as the annotation `local-volume-provisioner/volume-id` and compared before a
 //! volume is published again, before it is scrubbed, and while it is bound. Mount ids are never part of it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+
+use litemap::LiteMap;
 
 pub mod read;
 #[cfg(test)]
@@ -90,8 +93,18 @@ pub mod part {
 pub struct VolumeId {
     /// What kind of storage.
     pub kind: IdKind,
-    /// What identifies it, such as `uuid`, `subtree`, `handle`, `wwn`, `diskseq`, `boot`; see [`part`].
-    pub parts: BTreeMap<String, String>,
+    /// What identifies it, such as `uuid`, `subtree`, `handle`, `wwn`, `diskseq`, `boot`; see [`part`]. Looks, plans and
+    /// rows have the same ids, of all volumes.
+    pub parts: Arc<LiteMap<Cow<'static, str>, Box<str>>>,
+}
+
+/// A part of an id that identifies by itself; see [`VolumeId::keys`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key<'a> {
+    /// `f_fsid` of a filesystem, or what ext4 would make of its UUID.
+    Fsid(u64),
+    /// The name and the value of another [`part`].
+    Part(&'static str, &'a str),
 }
 
 /// How the storage that is there now relates to the one that was noted.
@@ -111,21 +124,36 @@ impl VolumeId {
     pub fn new(kind: IdKind) -> Self {
         Self {
             kind,
-            parts: BTreeMap::new(),
+            parts: Arc::default(),
         }
     }
 
     /// The id with one more part.
     #[must_use]
-    pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
-        self.parts.insert(key.to_owned(), value.into());
+    pub fn with(mut self, key: &'static str, value: impl Into<Box<str>>) -> Self {
+        Arc::make_mut(&mut self.parts).insert(Cow::Borrowed(key), value.into());
         self
     }
 
     /// One part, if the id has it.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.parts.get(key).map(String::as_str)
+        self.parts.get(key).map(Box::as_ref)
+    }
+
+    /// Whether `text` is this id as it is written. Cheaper than to read or to write one.
+    #[must_use]
+    pub fn is_written(&self, text: &str) -> bool {
+        use fmt::Write as _;
+        struct Expected<'a>(&'a str);
+        impl fmt::Write for Expected<'_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+                Ok(())
+            }
+        }
+        let mut expected = Expected(text);
+        write!(expected, "{self}").is_ok() && expected.0.is_empty()
     }
 
     /// Whether this storage was volatile and belongs to another run of the machine than `boot_id`: then it does not
@@ -171,23 +199,19 @@ impl VolumeId {
 
     /// Keys of which storage that [`overlaps`](Self::overlaps) has at least one in common, for looking it up among many:
     /// each is a part that identifies by itself, and that two ids must agree on.
-    #[must_use]
-    pub fn keys(&self) -> Vec<String> {
+    pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         use part::{BUS, DM, FSID, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, UUID, WWN};
+        let part = |name: &&'static str| Some(Key::Part(name, self.get(name)?));
         // Ids with a UUID or an fsid agree on that, whatever else they share.
-        if let Some(uuid) = self.get(UUID) {
-            return vec![match fsid_of_uuid(uuid) {
-                Some(fsid) => format!("{FSID}={fsid}"),
-                None => format!("{UUID}={uuid}"),
-            }];
-        }
-        if let Some(fsid) = self.get(FSID) {
-            return vec![format!("{FSID}={fsid}")];
-        }
-        [BUS, DM, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, WWN]
-            .iter()
-            .filter_map(|key| Some(format!("{key}={}", self.get(key)?)))
-            .collect()
+        let of_uuid = self.get(UUID).and_then(fsid_of_uuid);
+        let of_text = || u64::from_str_radix(self.get(FSID)?, 16).ok();
+        let fsid = if self.get(UUID).is_some() { of_uuid } else { of_text() };
+        let filesystem = fsid.map(Key::Fsid).or_else(|| part(&UUID)).or_else(|| part(&FSID));
+        let others: &[&'static str] = match filesystem {
+            Some(_) => &[],
+            None => &[BUS, DM, HANDLE, LOOP_INODE, MD, PARTUUID, RAM, SERIAL, WWN],
+        };
+        filesystem.into_iter().chain(others.iter().filter_map(part))
     }
 
     /// The directory of its filesystem; `/` if it is all of it, or a device. Storage that overlaps is in the same one, or
@@ -206,12 +230,10 @@ impl VolumeId {
         }
         let without = |id: &Self, keys: &[&str]| Self {
             kind: id.kind,
-            parts: id
-                .parts
-                .iter()
-                .filter(|(key, _)| !keys.contains(&key.as_str()))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+            parts: {
+                let rest = id.parts.iter().filter(|(key, _)| !keys.contains(&key.as_ref()));
+                Arc::new(rest.map(|(k, v)| (k.clone(), v.clone())).collect())
+            },
         };
         let same_but_for = |keys: &[&str]| without(self, keys).compare(&without(now, keys)) == Comparison::Same;
         let (one, other) = (self.subtree(), now.subtree());
@@ -306,7 +328,7 @@ impl Pair<'_> {
             let fsid = with_fsid
                 .get(part::FSID)
                 .filter(|_| with_fsid.get(part::UUID).is_none())?;
-            Some(fsid_of_uuid(uuid).as_deref() == Some(fsid))
+            Some(fsid_of_uuid(uuid).is_some_and(|of_uuid| fsid_text(of_uuid) == fsid))
         };
         fits(self.now, self.noted).or_else(|| fits(self.noted, self.now))
     }
@@ -314,14 +336,16 @@ impl Pair<'_> {
 
 /// `f_fsid` as ext4 derives it from the UUID: both halves as little-endian numbers, combined by exclusive or (the
 /// kernel's uuid_to_fsid).
-fn fsid_of_uuid(uuid: &str) -> Option<String> {
-    let digits: Vec<u8> = uuid.bytes().filter(|&byte| byte != b'-').collect();
-    let digits = std::str::from_utf8(&digits).ok()?;
-    let number = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
+fn fsid_of_uuid(uuid: &str) -> Option<u64> {
+    let digits = || uuid.chars().filter(|&character| character != '-');
+    let number = digits().try_fold(0_u128, |sum, digit| Some(sum << 4 | u128::from(digit.to_digit(16)?)))?;
+    if digits().count() != 32 {
+        return None;
+    }
     let bytes = number.to_be_bytes();
     let (low, high) = bytes.split_at(8);
     let half = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
-    Some(fsid_text(half(low) ^ half(high)))
+    Some(half(low) ^ half(high))
 }
 
 /// The fsid as it stands in an id.
@@ -332,7 +356,7 @@ fn fsid_text(fsid: u64) -> String {
 impl fmt::Display for VolumeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.word())?;
-        for (key, value) in &self.parts {
+        for (key, value) in self.parts.iter() {
             f.write_str(" ")?;
             encode(f, key, b'=')?;
             f.write_str("=")?;
@@ -344,14 +368,17 @@ impl fmt::Display for VolumeId {
 
 /// Writes `text` with everything but visible ASCII percent-encoded, and `%` and `also`, too.
 fn encode(f: &mut fmt::Formatter<'_>, text: &str, also: u8) -> fmt::Result {
-    for byte in text.bytes() {
-        if byte.is_ascii_graphic() && byte != b'%' && byte != also {
-            write!(f, "{}", char::from(byte))?;
-        } else {
-            write!(f, "%{byte:02X}")?;
-        }
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'%' && byte != also;
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(|byte| !plain(byte)) {
+        let (before, after) = rest.split_at(at);
+        f.write_str(before)?;
+        let character = after.chars().next().map_or(0, char::len_utf8);
+        let (encoded, after) = after.split_at(character);
+        encoded.bytes().try_for_each(|byte| write!(f, "%{byte:02X}"))?;
+        rest = after;
     }
-    Ok(())
+    f.write_str(rest)
 }
 
 /// A text that is no volume id.
@@ -377,18 +404,19 @@ impl FromStr for VolumeId {
             Some("device") => IdKind::Device,
             _ => return Err(fail("its first word is not filesystem, volatile or device")),
         };
-        let mut id = Self::new(kind);
+        let mut parts = LiteMap::new();
         for word in words {
             let (key, value) = word.split_once('=').ok_or_else(|| fail("a word lacks the ="))?;
             let key = decode(key)
                 .filter(|key| !key.is_empty())
                 .ok_or_else(|| fail("a key is malformed"))?;
             let value = decode(value).ok_or_else(|| fail("a value is malformed"))?;
-            if id.parts.insert(key, value).is_some() {
+            if parts.insert(Cow::Owned(key), value.into()).is_some() {
                 return Err(fail("a key comes twice"));
             }
         }
-        Ok(id)
+        let parts = Arc::new(parts);
+        Ok(Self { kind, parts })
     }
 }
 

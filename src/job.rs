@@ -80,6 +80,15 @@ pub fn pv_of(name: &str) -> Option<&str> {
     name.strip_prefix("cleanup-")
 }
 
+/// Selectors of the Jobs that may be for this node: those labelled with its name, as here and by the classic program, and
+/// those without that label, as where the name is too long for one.
+#[must_use]
+pub fn selectors(node_name: &str) -> Vec<String> {
+    let hostname = names::HOSTNAME_LABEL;
+    let labelled = (node_name.len() <= LABEL_VALUE).then(|| format!("pv,{hostname}={node_name}"));
+    labelled.into_iter().chain([format!("pv,!{hostname}")]).collect()
+}
+
 /// Notes when the Job is made, in the classic annotation `start-time`: RFC 3339 with nanoseconds.
 pub fn note_start(job: &mut Job, now: Timestamp) {
     let annotations = job.metadata.annotations.get_or_insert_default();
@@ -211,11 +220,7 @@ mod tests {
 
     fn built(command: &[&str], node_name: &str) -> serde_json::Value {
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-        let directory = DirectoryKey {
-            class: "raw".into(),
-            host_dir: "/mnt/host".into(),
-            mount_dir: "/mnt/container".into(),
-        };
+        let directory = DirectoryKey::new("raw", "/mnt/host", "/mnt/container");
         let job = CleaningJob {
             pv: "local-pv-1",
             pv_uid: "u-1",
@@ -300,6 +305,15 @@ mod tests {
         let limited = |limit| deadline_seconds(tib, &["zero".to_owned()], NonZeroU64::new(limit));
         assert_eq!(limited(1 << 20), 3 * (1 << 20));
         assert_eq!(limited(1 << 30), 3 * 209_715);
+    }
+
+    #[test]
+    fn jobs_of_a_node_are_selected_by_its_name_if_that_can_be_a_label() {
+        assert_eq!(
+            selectors("node-1"),
+            ["pv,kubernetes.io/hostname=node-1", "pv,!kubernetes.io/hostname"]
+        );
+        assert_eq!(selectors(&"n".repeat(64)), ["pv,!kubernetes.io/hostname"]);
     }
 
     #[test]

@@ -3,9 +3,8 @@
 //! Everything here is pure: bytes in, data out. The bytes come from `/proc/self/mountinfo` and, for the mounts of pods,
 //! from the host's `/proc/1/mountinfo`. Paths are bytes, not text: a mount point may have any name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::ops::Bound;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -210,9 +209,16 @@ pub fn nested(mounts: &[Mount], dev: u64, subtree: &Path) -> Vec<PathBuf> {
 /// Where the mounts of a table sit inside of filesystems.
 #[derive(Debug, Default)]
 pub struct Nesting {
-    /// The mount points by the filesystem and the place in it that they cover. Paths order by component, so what lies
-    /// below a directory is one contiguous range.
-    points: BTreeMap<u64, BTreeMap<PathBuf, Vec<PathBuf>>>,
+    /// Sorted. Paths order by component, so what lies below a directory is one contiguous range.
+    points: Vec<Point>,
+}
+
+/// A mount point, by the filesystem and the place in it that it covers.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    dev: u64,
+    place: Box<Path>,
+    mount_point: Box<Path>,
 }
 
 impl Nesting {
@@ -220,38 +226,30 @@ impl Nesting {
     #[must_use]
     pub fn new(mounts: &[Mount]) -> Self {
         let by_id: HashMap<u64, &Mount> = mounts.iter().map(|mount| (mount.mount_id, mount)).collect();
-        let mut points: BTreeMap<u64, BTreeMap<PathBuf, Vec<PathBuf>>> = BTreeMap::new();
-        for mount in mounts {
-            let Some(parent) = by_id
-                .get(&mount.parent_id)
-                .filter(|parent| parent.mount_id != mount.mount_id)
-            else {
-                continue;
-            };
-            let Ok(relative) = mount.mount_point.strip_prefix(&parent.mount_point) else {
-                continue;
-            };
-            let place = parent.root.join(relative);
-            points
-                .entry(parent.dev)
-                .or_default()
-                .entry(place)
-                .or_default()
-                .push(mount.mount_point.clone());
-        }
+        let point = |mount: &Mount| {
+            let parent = by_id.get(&mount.parent_id)?;
+            let relative = mount.mount_point.strip_prefix(&parent.mount_point).ok()?;
+            (parent.mount_id != mount.mount_id).then(|| Point {
+                dev: parent.dev,
+                place: parent.root.join(relative).into(),
+                mount_point: mount.mount_point.as_path().into(),
+            })
+        };
+        let mut points: Vec<Point> = mounts.iter().filter_map(point).collect();
+        points.sort_unstable();
+        points.dedup();
         Self { points }
     }
 
     /// The mount points strictly inside the directory `subtree` of the filesystem `dev`, sorted.
     #[must_use]
     pub fn below(&self, dev: u64, subtree: &Path) -> Vec<PathBuf> {
-        let Some(points) = self.points.get(&dev) else {
-            return Vec::new();
-        };
-        let mut found: Vec<PathBuf> = points
-            .range::<Path, _>((Bound::Excluded(subtree), Bound::Unbounded))
-            .take_while(|(place, _)| place.starts_with(subtree))
-            .flat_map(|(_, at)| at.iter().cloned())
+        let before = |point: &Point| (point.dev, &*point.place) <= (dev, subtree);
+        let from = self.points.partition_point(before);
+        let mut found: Vec<PathBuf> = self.points[from..]
+            .iter()
+            .take_while(|point| point.dev == dev && point.place.starts_with(subtree))
+            .map(|point| point.mount_point.to_path_buf())
             .collect();
         found.sort();
         found.dedup();

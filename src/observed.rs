@@ -6,13 +6,20 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::hash::{Hash, Hasher};
+use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::identity::VolumeId;
 
-/// A discovery directory: the class it belongs to and where it is on the node and in this process.
+/// A discovery directory: the class it belongs to and where it is on the node and in this process. A clone is the same
+/// one: every volume has it.
 #[derive(Debug, Clone)]
-pub struct DirectoryKey {
+pub struct DirectoryKey(Arc<Place>);
+
+/// What a [`DirectoryKey`] says.
+#[derive(Debug)]
+pub struct Place {
     /// The class, which is also the name of its StorageClass.
     pub class: String,
     /// The directory as the node (and kubelet) sees it; the parent of every `local.path`.
@@ -21,16 +28,34 @@ pub struct DirectoryKey {
     pub mount_dir: PathBuf,
 }
 
-/// Compared byte by byte: a pass compares the same few keys for every volume, and paths compare by component.
 impl DirectoryKey {
+    /// A discovery directory of a class.
+    #[must_use]
+    pub fn new(class: impl Into<String>, host_dir: impl Into<PathBuf>, mount_dir: impl Into<PathBuf>) -> Self {
+        Self(Arc::new(Place {
+            class: class.into(),
+            host_dir: host_dir.into(),
+            mount_dir: mount_dir.into(),
+        }))
+    }
+
+    /// Compared byte by byte: a pass compares the same few keys for every volume, and paths compare by component.
     fn words(&self) -> (&str, &OsStr, &OsStr) {
         (&self.class, self.host_dir.as_os_str(), self.mount_dir.as_os_str())
     }
 }
 
+impl Deref for DirectoryKey {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.0
+    }
+}
+
 impl PartialEq for DirectoryKey {
     fn eq(&self, other: &Self) -> bool {
-        self.words() == other.words()
+        Arc::ptr_eq(&self.0, &other.0) || self.words() == other.words()
     }
 }
 
@@ -38,6 +63,9 @@ impl Eq for DirectoryKey {}
 
 impl Ord for DirectoryKey {
     fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
         self.words().cmp(&other.words())
     }
 }

@@ -14,10 +14,11 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
@@ -115,7 +116,7 @@ pub struct Volume {
     /// Capacity as a quantity.
     pub capacity: Option<String>,
     /// The storage's identity as seen now.
-    pub id: Option<String>,
+    pub id: Option<VolumeId>,
     /// Something wrong with it that does not change its state.
     pub warning: Option<String>,
     /// Whether its storage does its service.
@@ -423,6 +424,7 @@ pub struct Notice {
 #[must_use]
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let entries = Entries::of(inputs.observed);
+    let class_directories = ClassDirectories::of(inputs.config);
     let mut creating: HashMap<PathBuf, Vec<&str>> = HashMap::new();
     for pv in inputs.memory.creating.values() {
         if let Some(path) = &pv.path {
@@ -432,8 +434,9 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let mut planner = Planner {
         i: inputs,
         plan: Plan::default(),
-        storage: storage::Index::of_published(inputs, &entries),
+        storage: storage::Index::of_published(inputs, &entries, &class_directories),
         entries,
+        class_directories,
         creating,
         slots: inputs.limits.scrub_concurrency.saturating_sub(
             inputs
@@ -447,13 +450,13 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 })
                 .count(),
         ),
-        occupied: BTreeMap::new(),
-        names: BTreeMap::new(),
+        occupied: HashMap::new(),
+        names: HashSet::new(),
         wanted_jobs: BTreeSet::new(),
         acted: BTreeSet::new(),
     };
     for pv in inputs.cluster.pvs.values() {
-        planner.names.insert(pv.name.clone(), pv.path.clone());
+        planner.names.insert(Cow::Borrowed(&pv.name));
         match inputs.ownership.of(pv) {
             Owner::Ours => planner.pv(pv),
             Owner::FormerNode => planner.former_node_pv(pv),
@@ -469,35 +472,38 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
 /// The directories to look at: those of the configuration, and those of PVs that were published from elsewhere.
 #[must_use]
 pub fn directories(config: &Config, cluster: &Cluster) -> Vec<DirectoryKey> {
-    let mut keys: BTreeSet<DirectoryKey> = config.classes.values().map(DirectoryKey::from).collect();
-    keys.extend(cluster.pvs.values().filter_map(|pv| directory_of(config, pv)));
+    let class_directories = ClassDirectories::of(config);
+    let mut keys: BTreeSet<DirectoryKey> = class_directories.0.values().cloned().collect();
+    keys.extend(cluster.pvs.values().filter_map(|pv| class_directories.of_pv(pv)));
     keys.into_iter().collect()
 }
 
-/// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where
-/// the PV says it was published from.
-fn directory_of(config: &Config, pv: &Pv) -> Option<DirectoryKey> {
-    let host_dir = pv.host_dir()?;
-    if let Some(class) = config.classes.get(&pv.class)
-        && class.host_dir == host_dir
-    {
-        return Some(class.into());
+/// The directories of the classes.
+struct ClassDirectories<'a>(BTreeMap<&'a str, DirectoryKey>);
+
+impl<'a> ClassDirectories<'a> {
+    fn of(config: &'a Config) -> Self {
+        let place = |(name, class): (&'a String, &'a crate::config::Class)| (name.as_str(), DirectoryKey::from(class));
+        Self(config.classes.iter().map(place).collect())
     }
-    let mount_dir = pv.annotation(crate::names::CLASS_DIRECTORY)?;
-    Some(DirectoryKey {
-        class: pv.class.clone(),
-        host_dir: host_dir.into(),
-        mount_dir: mount_dir.into(),
-    })
+
+    /// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where
+    /// the PV says it was published from.
+    fn of_pv(&self, pv: &Pv) -> Option<DirectoryKey> {
+        let host_dir = pv.host_dir()?;
+        if let Some(place) = self.0.get(pv.class.as_str())
+            && place.host_dir == host_dir
+        {
+            return Some(place.clone());
+        }
+        let mount_dir = pv.annotation(crate::names::CLASS_DIRECTORY)?;
+        Some(DirectoryKey::new(&pv.class, host_dir, mount_dir))
+    }
 }
 
 impl From<&crate::config::Class> for DirectoryKey {
     fn from(class: &crate::config::Class) -> Self {
-        Self {
-            class: class.name.clone(),
-            host_dir: class.host_dir.clone(),
-            mount_dir: class.mount_dir.clone(),
-        }
+        Self::new(&class.name, &class.host_dir, &class.mount_dir)
     }
 }
 
@@ -539,24 +545,25 @@ struct Planner<'a> {
     i: &'a Inputs<'a>,
     plan: Plan,
     entries: Entries<'a>,
+    class_directories: ClassDirectories<'a>,
     /// Names of the PVs that may have been made for a path without that being known yet.
     creating: HashMap<PathBuf, Vec<&'a str>>,
-    storage: storage::Index,
+    storage: storage::Index<'a>,
     slots: usize,
     /// Paths that a PV stands for, and its name.
-    occupied: BTreeMap<PathBuf, Occupant>,
-    /// Names of PVs that are taken, and for which path.
-    names: BTreeMap<String, Option<PathBuf>>,
+    occupied: HashMap<&'a Path, Occupant<'a>>,
+    /// Names of PVs that are taken.
+    names: HashSet<Cow<'a, str>>,
     /// PVs whose Job is waited for or counted.
     wanted_jobs: BTreeSet<String>,
     /// PVs that something is done for in this pass: one thing at a time.
     acted: BTreeSet<String>,
 }
 
-#[derive(Clone)]
-struct Occupant {
-    pv: String,
-    class: String,
+#[derive(Clone, Copy)]
+struct Occupant<'a> {
+    pv: &'a str,
+    class: &'a str,
     foreign: bool,
 }
 
@@ -585,7 +592,7 @@ impl<'a> Planner<'a> {
     }
 
     fn sight(&self, pv: &Pv) -> (Option<DirectoryKey>, Sight<'a>) {
-        let Some(key) = directory_of(self.i.config, pv) else {
+        let Some(key) = self.class_directories.of_pv(pv) else {
             let held = if self.i.broken_classes.contains(&pv.class) {
                 Held::Unreadable("its class is broken in the configuration; mend it".into())
             } else {

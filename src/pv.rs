@@ -125,7 +125,10 @@ pub struct StandIn<'a> {
 #[must_use]
 pub fn stand_in(s: &StandIn<'_>) -> PersistentVolume {
     let pv = &s.gone.pv;
-    let mut annotations = pv.annotations.clone();
+    let kept = pv.annotations.iter();
+    let mut annotations: BTreeMap<String, String> = kept
+        .map(|(key, value)| ((*key).to_owned(), value.clone().into_string()))
+        .collect();
     annotations.remove(names::BOUND_BY_CONTROLLER);
     annotations.remove(names::RESOLVE);
     annotations.remove(names::CHECKPOINT); // Of another PV: it counts for none but that one.

@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Client;
-use kube::api::Api;
 use tokio::runtime::Handle;
 
 use crate::cluster::{Mode, Phase, Pv};
@@ -173,14 +171,12 @@ impl Scrubber {
     /// late.
     fn check_pv(&self) -> Result<Pv, ScrubError> {
         let changed = |what: &str| ScrubError::Held(Held::InUse(format!("its PV has changed: {what}")));
-        let api: Api<PersistentVolume> = Api::all(self.client.clone());
         // Not a failure of the scrub, which would count: nothing was touched.
         let found = self
             .runtime
-            .block_on(api.get_opt(&self.order.pv.name))
-            .map_err(crate::api::WriteError::from)
+            .block_on(crate::api::read(&self.client, &self.order.pv.name))
             .map_err(|error| ScrubError::Held(Held::Unreadable(format!("its PV cannot be read: {error}"))))?;
-        let Some(pv) = found.as_ref().map(Pv::from) else {
+        let Some(pv) = found.as_deref().map(Pv::from) else {
             return Err(changed("it is gone"));
         };
         if pv.uid != self.order.pv.uid {

@@ -110,7 +110,6 @@ struct Daemon {
     blind_told: bool,
     /// When the running scrubs were logged last.
     progress_told: Duration,
-    states: BTreeMap<(DirectoryKey, std::ffi::OsString), String>,
 }
 
 /// Runs the daemon until `shutdown`.
@@ -363,30 +362,22 @@ impl Daemon {
     }
 
     /// Logs each volume's state when it changes.
-    fn log_changes(&mut self, plan: &Plan) {
-        let mut states = BTreeMap::new();
-        for volume in &plan.volumes {
-            // Progress is no change of state.
+    fn log_changes(&self, plan: &Plan) {
+        for volume in self.board.changes(&plan.volumes) {
             let reason = match &volume.state {
                 plan::State::Scrubbing(_) => None,
                 state => state.reason().or_else(|| volume.warning.clone()),
             };
-            let text = format!("{} {}", volume.state.word(), reason.as_deref().unwrap_or_default());
-            let key = (volume.directory.clone(), volume.entry.clone());
-            if self.states.get(&key) != Some(&text) {
-                let path = volume.directory.host_dir.join(&volume.entry);
-                info!(
-                    path = %path.display(),
-                    class = %volume.directory.class,
-                    pv = volume.pv.as_deref().unwrap_or("-"),
-                    state = volume.state.word(),
-                    reason = reason.as_deref().unwrap_or("-"),
-                    "volume"
-                );
-            }
-            states.insert(key, text);
+            let path = volume.directory.host_dir.join(&volume.entry);
+            info!(
+                path = %path.display(),
+                class = %volume.directory.class,
+                pv = volume.pv.as_deref().unwrap_or("-"),
+                state = volume.state.word(),
+                reason = reason.as_deref().unwrap_or("-"),
+                "volume"
+            );
         }
-        self.states = states;
     }
 
     /// Ends what runs: scrubs stop between two entries or chunks, and are started anew by the next process.
@@ -410,7 +401,7 @@ impl Daemon {
     /// Starts what an action asks for; its end is settled by the loop.
     fn start(&mut self, action: Action, looked: Instant) {
         match action {
-            Action::Create(pv) => self.create(*pv, looked),
+            Action::Create(pv) => self.create(pv, looked),
             Action::Patch {
                 pv,
                 patch,

@@ -525,11 +525,7 @@ mod tests {
 
     /// What is seen of /proc, which is a mount everywhere, if this table is the one that was read before.
     fn proc_by(table: Table) -> EntryKind {
-        let key = DirectoryKey {
-            class: "c".into(),
-            host_dir: "/".into(),
-            mount_dir: "/".into(),
-        };
+        let key = DirectoryKey::new("c", "/", "/");
         let listing = Arc::new(entry::list(Path::new("/")).ok().unwrap());
         let task = Task {
             key: Arc::new(key),

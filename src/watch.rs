@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -16,8 +16,9 @@ use prometheus::IntCounterVec;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::api::{self, WriteError};
+use crate::api::{self, PrunedPv, WriteError};
 use crate::cluster::Mode;
+use crate::job;
 use crate::names;
 use crate::store::Store;
 use crate::wakes::{Cause, Wake};
@@ -79,15 +80,15 @@ where
 }
 
 /// As [`keep`], until an error that ends it.
-async fn keep_until<K, S, T>(
+async fn keep_until<E, S, T>(
     shared: &Shared,
     what: &str,
     make: impl Fn() -> S,
-    mut seen: impl FnMut(Event<K>),
+    mut seen: impl FnMut(E),
     over: impl Fn(&watcher::Error) -> Option<T>,
 ) -> T
 where
-    S: Stream<Item = watcher::Result<Event<K>>> + Send,
+    S: Stream<Item = watcher::Result<E>> + Send,
 {
     let mut failures = 0;
     let mut failed_at = Instant::now();
@@ -143,7 +144,7 @@ fn is_gone(err: &watcher::Error) -> bool {
 /// Watches PersistentVolumes: own ones by label where they can be labelled, else all, of which foreign ones are dropped
 /// as they arrive.
 pub async fn persistent_volumes(client: Client, shared: Shared, mode: Mode, hostname: String) {
-    let api: Api<PersistentVolume> = Api::all(client);
+    let api: Api<PrunedPv> = Api::all(client);
     let config = match mode {
         Mode::Patch => config().labels(&format!("{}={hostname}", names::NODE_LABEL)),
         Mode::Classic => config(),
@@ -180,7 +181,7 @@ pub async fn unlabelled_volumes(client: Client, shared: Shared, mode: Mode, node
 }
 
 async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> anyhow::Result<()> {
-    let api: Api<PersistentVolume> = Api::all(client.clone());
+    let api: Api<PrunedPv> = Api::all(client.clone());
     let ours = names::provisioned_by(node_name, None);
     let unlabelled = ListParams::default().labels(&format!("!{}", names::NODE_LABEL));
     let mut params = unlabelled.clone().limit(PAGE);
@@ -193,7 +194,7 @@ async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> a
             if by.is_some_and(|by| by.starts_with(&ours)) {
                 let name = object.name_any();
                 let pv = api.get_opt(&name).await?;
-                shared.update(|store| store.read_by_name(&name, pv.as_ref()));
+                shared.update(|store| store.read_by_name(&name, pv.as_deref()));
             }
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -209,7 +210,7 @@ async fn list_unlabelled(client: &Client, shared: &Shared, node_name: &str) -> a
 
 /// PVs that no program has made may stand for our paths, which their metadata does not show. Clusters that have none
 /// are spared this.
-async fn list_foreign(api: &Api<PersistentVolume>, shared: &Shared, mut params: ListParams) -> anyhow::Result<()> {
+async fn list_foreign(api: &Api<PrunedPv>, shared: &Shared, mut params: ListParams) -> anyhow::Result<()> {
     loop {
         let page = api.list(&params).await?;
         page.items.iter().for_each(|pv| shared.store().pv_found(pv));
@@ -224,6 +225,8 @@ async fn list_foreign(api: &Api<PersistentVolume>, shared: &Shared, mut params: 
 struct Whole<K> {
     objects: BTreeMap<String, K>,
     relist: BTreeMap<String, K>,
+    /// It was listed once.
+    listed: bool,
 }
 
 impl<K: ResourceExt> Whole<K> {
@@ -231,19 +234,30 @@ impl<K: ResourceExt> Whole<K> {
         Self {
             objects: BTreeMap::new(),
             relist: BTreeMap::new(),
+            listed: false,
         }
     }
 
-    /// Takes an event in; true if the collection is complete and has changed.
+    /// Takes an event in; true if the collection may have changed. A list changes nothing before it is complete.
     fn take(&mut self, event: Event<K>) -> bool {
         match event {
             Event::Init => self.relist.clear(),
             Event::InitApply(object) => drop(self.relist.insert(object.name_any(), object)),
-            Event::InitDone => self.objects = std::mem::take(&mut self.relist),
-            Event::Apply(object) => drop(self.objects.insert(object.name_any(), object)),
-            Event::Delete(object) => drop(self.objects.remove(&object.name_any())),
+            Event::InitDone => {
+                self.objects = std::mem::take(&mut self.relist);
+                self.listed = true;
+                return true;
+            }
+            Event::Apply(object) => {
+                self.objects.insert(object.name_any(), object);
+                return true;
+            }
+            Event::Delete(object) => {
+                self.objects.remove(&object.name_any());
+                return true;
+            }
         }
-        self.relist.is_empty()
+        false
     }
 }
 
@@ -254,17 +268,16 @@ pub async fn storage_classes(client: Client, shared: Shared) {
     let stream =
         || watcher(api.clone(), config()).map_ok(|event| event.modify(|class| class.metadata.managed_fields = None));
     keep(&shared, "storageclasses", stream, |event| {
-        let starting = matches!(event, Event::Init);
-        if classes.take(event) && !starting {
+        if classes.take(event) {
             shared.update(|store| store.classes(&classes.objects));
         }
     })
     .await;
 }
 
-/// Watches the cleaning Jobs of this namespace: those with the label `pv`, which the classic program sets on its own.
-/// Before that, those without it that have the name of one are looked for. Ends with the verb when that is refused.
-pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static str {
+/// Watches the cleaning Jobs of this node in this namespace, by [their labels](job::selectors). Before that, those without the
+/// label `pv` that have the name of one are looked for. Ends with the verb when that is refused.
+pub async fn jobs(client: Client, shared: Shared, namespace: String, node_name: String) -> &'static str {
     let mut failures = 0;
     loop {
         match unlabelled_jobs(&client, &shared, &namespace).await {
@@ -280,22 +293,31 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String) -> &'static
         }
     }
     let api: Api<Job> = Api::namespaced(client, &namespace);
-    let mut jobs = Whole::new();
-    let prune = |job: &mut Job| {
-        job.metadata.managed_fields = None;
-        if let Some(pod) = job.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-            pod.containers.clear();
-            pod.volumes = None;
-        }
+    let selectors = job::selectors(&node_name);
+    let mut jobs: Vec<Whole<Job>> = selectors.iter().map(|_| Whole::new()).collect();
+    let stream = || {
+        let watches = selectors.iter().enumerate().map(|(which, selector)| {
+            let events = watcher(api.clone(), config().labels(selector));
+            events.map_ok(move |event| (which, event.modify(prune_job))).boxed()
+        });
+        futures::stream::select_all(watches)
     };
-    let stream = || watcher(api.clone(), config().labels("pv")).map_ok(move |event| event.modify(prune));
-    let seen = |event| {
-        let starting = matches!(event, Event::Init);
-        if jobs.take(event) && !starting {
-            shared.update(|store| store.jobs(jobs.objects.values()));
+    let seen = |(which, event): (usize, Event<Job>)| {
+        let changed = jobs.get_mut(which).is_some_and(|jobs| jobs.take(event));
+        if changed && jobs.iter().all(|jobs| jobs.listed) {
+            shared.update(|store| store.jobs(jobs.iter().flat_map(|jobs| jobs.objects.values())));
         }
     };
     keep_until(&shared, "jobs", stream, seen, refused_verb).await
+}
+
+/// Drops what is not used of a Job.
+fn prune_job(job: &mut Job) {
+    job.metadata.managed_fields = None;
+    if let Some(pod) = job.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+        pod.containers.clear();
+        pod.volumes = None;
+    }
 }
 
 /// The verb that is not permitted, if that is the error.
@@ -315,7 +337,7 @@ async fn unlabelled_jobs(client: &Client, shared: &Shared, namespace: &str) -> R
     loop {
         let page = api.list_metadata(&params).await?;
         for name in page.items.iter().map(ResourceExt::name_any) {
-            if crate::job::pv_of(&name).is_some()
+            if job::pv_of(&name).is_some()
                 && let Some(job) = api::job_named(client, namespace, &name).await?
             {
                 shared.update(|store| store.job_found(&job));

@@ -133,7 +133,7 @@ fn a_directory_that_was_made_again_is_another_volume() {
             assert_eq!(noted.compare(&now), Comparison::Different, "{fs_type}: {noted} / {now}");
             let without_handle = |id: &VolumeId| {
                 let mut id = id.clone();
-                id.parts.remove(part::HANDLE).unwrap();
+                std::sync::Arc::make_mut(&mut id.parts).remove(part::HANDLE).unwrap();
                 id
             };
             assert_eq!(

@@ -37,11 +37,7 @@ fn settings(node: &Node) -> ScanSettings {
 }
 
 fn key(directory: &Path) -> DirectoryKey {
-    DirectoryKey {
-        class: "fast".into(),
-        host_dir: "/mnt/fast".into(),
-        mount_dir: directory.into(),
-    }
+    DirectoryKey::new("fast", "/mnt/fast", directory)
 }
 
 fn observe(node: &Node, directory: &Path, probe: bool) -> Observed {

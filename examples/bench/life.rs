@@ -118,26 +118,38 @@ pub(crate) async fn idle(
     column: usize,
 ) -> Result<Running> {
     let (running, proxy) = start(cluster, binary, report, column).await?;
-    let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
-    tokio::time::sleep(scale.window).await;
-    let minutes = scale.window.as_secs_f64() / 60.0;
-    let idle = running.cpu()? - cpu;
-    report.add(column, "idle, CPU per minute", "ms", milliseconds(idle) / minutes);
-    let switches = running.context_switches()?.saturating_sub(switches);
-    report.add(
-        column,
-        "idle, context switches per minute",
-        "",
-        switches as f64 / minutes,
-    );
-    let sent = proxy.sent() - sent;
-    report.add(
-        column,
-        "idle, bytes to the API server per minute",
-        "B",
-        sent as f64 / minutes,
-    );
+    idle_window(&running, &proxy, scale.window, "idle", report, column).await?;
+    if let Some(rest) = scale.settled {
+        tokio::time::sleep(rest).await;
+        idle_window(&running, &proxy, scale.window, "idle for long", report, column).await?;
+    }
     Ok(running)
+}
+
+/// What it costs in this time, per minute.
+async fn idle_window(
+    running: &Running,
+    proxy: &Proxy,
+    window: Duration,
+    what: &str,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
+    let (cpu, switches, sent) = (running.cpu()?, running.context_switches()?, proxy.sent());
+    tokio::time::sleep(window).await;
+    let minutes = window.as_secs_f64() / 60.0;
+    let cpu = milliseconds(running.cpu()? - cpu) / minutes;
+    report.add(column, &format!("{what}, CPU per minute"), "ms", cpu);
+    let switches = running.context_switches()?.saturating_sub(switches) as f64 / minutes;
+    report.add(column, &format!("{what}, context switches per minute"), "", switches);
+    let sent = (proxy.sent() - sent) as f64 / minutes;
+    report.add(
+        column,
+        &format!("{what}, bytes to the API server per minute"),
+        "B",
+        sent,
+    );
+    Ok(())
 }
 
 /// One volume after the other is mounted.

@@ -80,6 +80,8 @@ struct Scale {
     foreign: usize,
     /// Of an idle process, and of one with updates of PVs of other nodes.
     window: std::time::Duration,
+    /// After which a process that is idle looks as seldom as it ever does; none where that is not measured.
+    settled: Option<std::time::Duration>,
     files: usize,
     device_bytes: u64,
     soak: std::time::Duration,
@@ -96,6 +98,7 @@ impl Scale {
                 released: 200,
                 foreign: args.foreign.unwrap_or(1_000),
                 window: seconds(10),
+                settled: None,
                 files: 100_000,
                 device_bytes: 512 << 20,
                 soak: seconds(5 * 60),
@@ -108,6 +111,7 @@ impl Scale {
                 released: 200,
                 foreign: args.foreign.unwrap_or(10_000),
                 window: seconds(60),
+                settled: Some(seconds(4 * 60)),
                 files: 1_000_000,
                 device_bytes: 4 << 30,
                 soak: seconds(60 * 60),

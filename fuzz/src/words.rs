@@ -116,7 +116,7 @@ pub(crate) fn identity(id: &VolumeId) {
     if id
         .parts
         .keys()
-        .any(|key| [part::UUID, part::WWN, part::SERIAL, part::DM].contains(&key.as_str()))
+        .any(|key| [part::UUID, part::WWN, part::SERIAL, part::DM].contains(&key.as_ref()))
     {
         let complete = id.get(part::HANDLE).is_some() || id.get(part::SUBTREE).is_none();
         assert!(!complete || id.compare(id) == Comparison::Same, "{written:?}");

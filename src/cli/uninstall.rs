@@ -211,7 +211,7 @@ async fn take_off(args: &UninstallArgs, client: &Client, pv: &Pv) -> Result<(), 
         patch.annotations = [(names::LEAVING.to_owned(), Some("true".to_owned()))].into();
     }
     if keeps_data(pv) {
-        at = PvRef::from(&Pv::from(&api::patch(client, &at, &patch).await?));
+        at = PvRef::from(&Pv::from(&*api::patch(client, &at, &patch).await?));
     }
     let rest = pv.finalizers.iter().filter(|finalizer| *finalizer != names::FINALIZER);
     patch.finalizers = Some(rest.cloned().collect());

@@ -204,7 +204,7 @@ fn the_same_storage_and_other_storage() {
 #[test]
 fn an_fsid_stands_for_its_uuid() {
     let uuid = "00112233-4455-6677-8899-aabbccddeeff";
-    let fsid = fsid_of_uuid(uuid).unwrap();
+    let fsid = fsid_text(fsid_of_uuid(uuid).unwrap());
     assert_eq!(fsid, "8888888888888888");
     let by_uuid = id(&format!("filesystem uuid={uuid}"));
     let by_fsid = id(&format!("filesystem fsid={fsid}"));
@@ -232,14 +232,21 @@ fn any_id() -> impl Strategy<Value = VolumeId> {
         kind,
         proptest::collection::btree_map("\\PC{1,8}|[a-z=% -]{1,8}", any::<String>(), 0..5),
     )
-        .prop_map(|(kind, parts)| VolumeId { kind, parts })
+        .prop_map(|(kind, parts)| {
+            let parts = parts
+                .into_iter()
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect();
+            let parts = std::sync::Arc::new(parts);
+            VolumeId { kind, parts }
+        })
 }
 
 /// Ids of few parts with few values, so that many overlap.
 fn alike() -> impl Strategy<Value = VolumeId> {
     use part::{BOOT, BTIME, DISKSEQ, FSID, HANDLE, INODE, LOOP_INODE, PARTITION, SERIAL, START, SUBTREE, UUID, WWN};
     const ID: &str = "12345678-1234-1234-1234-123456789abc";
-    let derived = fsid_of_uuid(ID).unwrap();
+    let derived = fsid_text(fsid_of_uuid(ID).unwrap());
     let of = |key: &'static str, values: &[&str]| {
         let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
         let one = proptest::sample::select(values);
@@ -277,14 +284,15 @@ fn pair() -> impl Strategy<Value = (VolumeId, VolumeId)> {
     let comes = proptest::collection::vec(proptest::bool::weighted(0.2), 13);
     (alike(), alike(), stays, comes).prop_map(|(one, new, stays, comes)| {
         let pick = |id: &VolumeId, picks: &[bool]| {
-            let parts = id.parts.clone().into_iter().zip(picks.to_vec());
+            let parts = id.parts.iter().zip(picks).filter(|(_, picked)| **picked);
             parts
-                .filter_map(|(part, picked)| picked.then_some(part))
+                .map(|((key, value), _)| (key.clone(), value.clone()))
                 .collect::<Vec<_>>()
         };
         let mut other = VolumeId::new(one.kind);
-        other.parts.extend(pick(&one, &stays));
-        other.parts.extend(pick(&new, &comes));
+        let parts = std::sync::Arc::make_mut(&mut other.parts);
+        parts.extend(pick(&one, &stays));
+        parts.extend(pick(&new, &comes));
         (one, other)
     })
 }
@@ -295,8 +303,8 @@ proptest! {
     #[test]
     fn what_overlaps_is_found_by_a_key_and_a_directory((one, other) in pair()) {
         if one.overlaps(&other) {
-            let (keys, others) = (one.keys(), other.keys());
-            prop_assert!(keys.iter().any(|key| others.contains(key)), "{} {}", one, other);
+            let others: Vec<Key<'_>> = other.keys().collect();
+            prop_assert!(one.keys().any(|key| others.contains(&key)), "{} {}", one, other);
             let (at, there) = (one.subtree(), other.subtree());
             prop_assert!(at.starts_with(there) || there.starts_with(at), "{} {}", one, other);
         }
@@ -307,6 +315,8 @@ proptest! {
     #[test]
     fn text_and_id_go_back_and_forth(id in any_id()) {
         let text = id.to_string();
+        let longer = format!("{text}x");
+        prop_assert_eq!([&text, &text[1..], &longer].map(|text| id.is_written(text)), [true, false, false]);
         prop_assert!(text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{}", text);
         prop_assert_eq!(text.parse::<VolumeId>(), Ok(id));
     }

@@ -20,7 +20,9 @@ fn released() -> Pv {
     Pv {
         name: "pv".into(),
         uid: "uid".into(),
-        annotations: [(names::PROVISIONED_BY.into(), "local-volume-provisioner-node1".into())].into(),
+        annotations: [(names::PROVISIONED_BY, "local-volume-provisioner-node1".into())]
+            .into_iter()
+            .collect(),
         path: Some("/mnt/fast/vol".into()),
         hostnames: vec!["host1".into()],
         claim: Some(ClaimRef {
@@ -136,7 +138,7 @@ fn a_pv_that_ended_by_itself_is_remembered_unless_it_was_never_used() {
 #[test]
 fn what_a_pv_of_another_program_left_is_unknown() {
     let foreign = Pv {
-        annotations: BTreeMap::new(),
+        annotations: Default::default(),
         ..released()
     };
     assert_eq!(
@@ -266,7 +268,7 @@ fn a_pv_that_ended_is_remembered_until_another_stands_in_for_it() {
     memory.note(&[], &cluster(std::slice::from_ref(&new)), &ownership(), NOW);
     assert_eq!(remembered(&memory), Some(Use::Used), "any other PV says nothing of it");
     let mut stand_in = new;
-    stand_in.annotations.insert(names::STAND_IN.into(), "used".into());
+    stand_in.annotations.insert(names::STAND_IN, "used".into());
     let elsewhere = Pv {
         path: Some("/mnt/fast/other".into()),
         ..stand_in.clone()

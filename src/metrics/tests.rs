@@ -21,11 +21,7 @@ fn ownership() -> Ownership {
 
 fn row(entry: &str, state: State, pv: Option<&str>) -> Volume {
     Volume {
-        directory: DirectoryKey {
-            class: "raw".into(),
-            host_dir: "/mnt/raw".into(),
-            mount_dir: "/discover/raw".into(),
-        },
+        directory: DirectoryKey::new("raw", "/mnt/raw", "/discover/raw"),
         entry: entry.into(),
         state,
         pv: pv.map(str::to_owned),
@@ -174,11 +170,9 @@ fn released(name: &str) -> Pv {
             name: "data".into(),
             uid: "claim".into(),
         }),
-        annotations: [(
-            crate::names::PROVISIONED_BY.to_owned(),
-            "local-volume-provisioner-node1-u".to_owned(),
-        )]
-        .into(),
+        annotations: [(crate::names::PROVISIONED_BY, "local-volume-provisioner-node1-u".into())]
+            .into_iter()
+            .collect(),
         ..Pv::from(&k8s_openapi::api::core::v1::PersistentVolume::default())
     }
 }

@@ -7,24 +7,27 @@ use crate::capacity;
 use crate::config::{Class, VolumeMode};
 use crate::memory::{GonePv, ScrubState};
 use crate::names;
-use crate::observed::{Directory, DirectoryKey, Entry, EntryKind, HostView};
+use crate::observed::{Directory, Entry, EntryKind, HostView};
 use crate::pv;
 use crate::reason::{Held, Ignored};
 
 use super::condition::defect;
+use super::storage::seen_id;
 use super::{Action, Health, Planner, State, Volume};
 
 impl<'a> Planner<'a> {
     /// Judges every entry of a class's directory that no PV stands for.
     pub(super) fn class(&mut self, class: &'a Class) {
-        let key = DirectoryKey::from(class);
+        let Some(key) = self.class_directories.0.get(class.name.as_str()).cloned() else {
+            return;
+        };
         let observed = self.i.observed;
         let Some(Directory::Read(entries)) = observed.directories.get(&key) else {
             return;
         };
         for entry in entries {
             let path = key.host_dir.join(&entry.name);
-            let occupant = self.occupied.get(&path).cloned();
+            let occupant = self.occupied.get(path.as_path()).copied();
             if occupant
                 .as_ref()
                 .is_some_and(|occupant| occupant.class == class.name && !occupant.foreign)
@@ -39,13 +42,13 @@ impl<'a> Planner<'a> {
                 published: false,
                 claim: None,
                 capacity: facts_capacity(&entry.kind),
-                id: facts_id(&entry.kind),
+                id: seen_id(&entry.kind).cloned(),
                 warning: None,
                 health: Health::Unknown,
             };
             if let Some(occupant) = occupant {
                 volume.state = if occupant.foreign {
-                    State::Held(Held::ForeignPv(occupant.pv.clone()))
+                    State::Held(Held::ForeignPv(occupant.pv.to_owned()))
                 } else {
                     State::Ignored(Ignored::Duplicate(format!(
                         "PV {} of class {}",
@@ -60,7 +63,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn unpublished(&mut self, class: &'a Class, entry: &Entry, path: &Path, volume: &mut Volume) {
+    fn unpublished(&mut self, class: &'a Class, entry: &'a Entry, path: &Path, volume: &mut Volume) {
         // Whatever a former tenant has made of it: it is to be scrubbed, not judged as a new volume.
         if let Some(gone) = self.i.memory.gone.get(path) {
             self.gone(gone, path, volume);
@@ -79,8 +82,9 @@ impl<'a> Planner<'a> {
             volume.state = state;
             return;
         }
-        self.storage.add(&entry.kind, &path.display().to_string());
-        self.names.insert(pv_name.clone(), Some(path.to_owned()));
+        self.storage
+            .add(&entry.kind, path.to_string_lossy().into_owned().into());
+        self.names.insert(pv_name.clone().into());
         let object = pv::build(&pv::Publication {
             name: &pv_name,
             class,
@@ -106,7 +110,7 @@ impl<'a> Planner<'a> {
     fn pv_name(&self, entry: &str, path: &Path, class: &str) -> String {
         let node = &self.i.node.name;
         let classic = names::classic_pv_name(entry, node, class);
-        if self.names.contains_key(&classic) || self.i.cluster.names_taken.contains(&classic) {
+        if self.names.contains(classic.as_str()) || self.i.cluster.names_taken.contains(&classic) {
             names::long_pv_name(path, node, class)
         } else {
             classic
@@ -130,7 +134,7 @@ impl<'a> Planner<'a> {
         if let Some(other) = creating.find(|other| **other != pv_name) {
             return Some(State::Ignored(Ignored::Duplicate(format!("PV {other}"))));
         }
-        if self.names.contains_key(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
+        if self.names.contains(pv_name) || self.i.cluster.names_taken.contains(pv_name) {
             return Some(State::Held(Held::ForeignPv(pv_name.to_owned())));
         }
         if let Some(job) = self.i.cluster.jobs.at_work(pv_name) {
@@ -170,7 +174,7 @@ impl<'a> Planner<'a> {
                 why: "its PV was removed".into(),
             });
         }
-        let is_taken = |name: &str| self.names.contains_key(name) || self.i.cluster.names_taken.contains(name);
+        let is_taken = |name: &str| self.names.contains(name) || self.i.cluster.names_taken.contains(name);
         let name = match gone.pv.name.clone() {
             name if is_taken(&name) => names::long_pv_name(path, &self.i.node.name, &gone.pv.class),
             name => name,
@@ -182,7 +186,7 @@ impl<'a> Planner<'a> {
         }
         volume.state = State::Held(Held::RemovedByForce);
         volume.warning = self.uncreatable(&name);
-        self.names.insert(name.clone(), Some(path.to_owned()));
+        self.names.insert(name.clone().into());
         let object = pv::stand_in(&pv::StandIn {
             name: &name,
             gone,
@@ -270,13 +274,4 @@ pub(super) fn facts_capacity(kind: &EntryKind) -> Option<String> {
         _ => return None,
     };
     Some(capacity::quantity(capacity::round(bytes)))
-}
-
-pub(super) fn facts_id(kind: &EntryKind) -> Option<String> {
-    let id = match kind {
-        EntryKind::Mount(mount) => &mount.id,
-        EntryKind::Device(device) => &device.id,
-        _ => return None,
-    };
-    id.as_ref().ok().map(ToString::to_string)
 }

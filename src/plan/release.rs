@@ -218,7 +218,7 @@ impl Planner<'_> {
 
     /// Whether the directory was read, and what was published is not there under another name.
     fn is_taken_out(&self, pv: &Pv) -> bool {
-        let key = super::directory_of(self.i.config, pv);
+        let key = self.class_directories.of_pv(pv);
         let directory = key.and_then(|key| self.i.observed.directories.get(&key));
         let noted = || pv.annotation(names::VOLUME_ID)?.parse::<VolumeId>().ok();
         let noted = noted();

@@ -1,141 +1,143 @@
 //! Which storage is spoken for: no two PVs for one filesystem subtree or one device.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Bound;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Owner, Pv};
-use crate::identity::{Comparison, VolumeId};
+use crate::identity::{Comparison, ParseVolumeIdError, VolumeId};
 use crate::names::VOLUME_ID;
 use crate::observed::EntryKind;
 
 use super::volume::adopted;
-use super::{Entries, Inputs, Sight};
+use super::{ClassDirectories, Entries, Inputs, Sight};
 
 /// The storage that published volumes, and volumes about to be published, stand on. Who has it is known by number, in
 /// the order in which they came: of several the first is named.
 #[derive(Default)]
-pub(super) struct Index {
-    owners: Vec<String>,
-    /// Mounted subtrees, by the key of their filesystem's device number.
-    mounts: HashMap<String, Places>,
+pub(super) struct Index<'a> {
+    owners: Vec<Cow<'a, str>>,
+    /// Mounted subtrees, by the device number of their filesystem.
+    mounts: Places,
     /// Devices, by each of their keys.
-    devices: HashMap<String, Vec<usize>>,
+    devices: HashMap<&'a str, Vec<usize>>,
     /// What PVs say that they were published from, wherever that storage is today.
-    noted: Vec<Noted>,
-    /// Numbers of the above, by each key of the id.
-    noted_by_key: HashMap<String, Places>,
+    noted: Vec<Noted<'a>>,
+    /// Numbers of the above, by the hash of each key of the id. Others that share a hash are told apart by the id.
+    noted_by_key: Places,
+    hasher: RandomState,
 }
 
-struct Noted {
+struct Noted<'a> {
     id: VolumeId,
-    path: PathBuf,
-    pv: String,
+    path: &'a Path,
+    pv: &'a str,
 }
 
-/// Numbers by directory.
+/// Numbers by filesystem and directory in it.
 #[derive(Default)]
-struct Places(BTreeMap<PathBuf, Vec<usize>>);
+struct Places(BTreeSet<(u64, PathBuf, usize)>);
 
 impl Places {
-    fn add(&mut self, place: &Path, number: usize) {
-        self.0.entry(place.to_owned()).or_default().push(number);
+    fn add(&mut self, filesystem: u64, place: &Path, number: usize) {
+        self.0.insert((filesystem, place.to_owned(), number));
     }
 
     /// Of a directory, of those that it is in, and of those in it.
-    fn related<'p>(&'p self, place: &'p Path) -> impl Iterator<Item = usize> + 'p {
-        let above = place.ancestors().skip(1).filter_map(|above| self.0.get(above));
+    fn related(&self, filesystem: u64, place: &Path) -> impl Iterator<Item = usize> {
+        let at = move |place: &Path, number| (filesystem, place.to_owned(), number);
+        let above = place.ancestors().skip(1);
+        let above = above.flat_map(move |above| self.0.range(at(above, 0)..=at(above, usize::MAX)));
         // Paths order by component: what lies below a directory follows it.
-        let from_here = self.0.range::<Path, _>((Bound::Included(place), Bound::Unbounded));
-        let below = from_here.take_while(move |(other, _)| other.starts_with(place));
-        above.chain(below.map(|(_, numbers)| numbers)).flatten().copied()
+        let from_here = self.0.range(at(place, 0)..);
+        let below = from_here.take_while(move |(other, below, _)| *other == filesystem && below.starts_with(place));
+        above.chain(below).map(|(_, _, number)| *number)
     }
 
-    fn all(&self) -> impl Iterator<Item = usize> {
-        self.0.values().flatten().copied()
+    /// Of all directories of a filesystem.
+    fn all(&self, filesystem: u64) -> impl Iterator<Item = usize> {
+        let from_here = self.0.range((filesystem, PathBuf::new(), 0)..);
+        let of_it = from_here.take_while(move |(other, _, _)| *other == filesystem);
+        of_it.map(|(_, _, number)| *number)
     }
 }
 
-impl Index {
+impl<'a> Index<'a> {
     /// Of everything that has a PV, or had one that ended without being let go.
-    pub(super) fn of_published(i: &Inputs<'_>, entries: &Entries<'_>) -> Self {
+    pub(super) fn of_published(
+        i: &Inputs<'a>,
+        entries: &Entries<'a>,
+        class_directories: &ClassDirectories<'_>,
+    ) -> Self {
         let mut index = Self::default();
         let gone = i.memory.gone.values().map(|gone| &gone.pv);
         let creating = i.memory.creating.values();
         for pv in i.cluster.pvs.values().chain(gone).chain(creating) {
             let Some(path) = &pv.path else { continue };
-            if let Some(id) = pv.annotation(VOLUME_ID).and_then(|text| text.parse().ok()) {
+            // Of a foreign PV nothing but its path tells where it is.
+            let key = match i.ownership.of(pv) {
+                Owner::Foreign => {
+                    let mut known = class_directories.0.values();
+                    known
+                        .find(|place| Some(place.host_dir.as_path()) == pv.host_dir())
+                        .cloned()
+                }
+                _ => class_directories.of_pv(pv),
+            };
+            let entry = key.and_then(|key| entries.get(&key, pv.entry()));
+            if let Some(Ok(id)) = noted_id(pv, entry.and_then(|entry| seen_id(&entry.kind))) {
                 index.note(id, path, &pv.name);
             }
-            // Of a foreign PV nothing but its path tells where it is.
-            let mut classes = i.config.classes.values();
-            let key = match i.ownership.of(pv) {
-                Owner::Foreign => classes
-                    .find(|class| Some(class.host_dir.as_path()) == pv.host_dir())
-                    .map(crate::observed::DirectoryKey::from),
-                _ => super::directory_of(i.config, pv),
-            };
-            let Some(key) = key else { continue };
-            if let Some(entry) = entries.get(&key, pv.entry()) {
-                index.add(&entry.kind, &path.display().to_string());
+            if let Some(entry) = entry {
+                index.add(&entry.kind, path.to_string_lossy());
             }
         }
         index
     }
 
-    fn note(&mut self, id: VolumeId, path: &Path, pv: &str) {
+    fn note(&mut self, id: VolumeId, path: &'a Path, pv: &'a str) {
         for key in id.keys() {
-            let places = self.noted_by_key.entry(key).or_default();
-            places.add(id.subtree(), self.noted.len());
+            let hash = self.hasher.hash_one(key);
+            self.noted_by_key.add(hash, id.subtree(), self.noted.len());
         }
-        self.noted.push(Noted {
-            id,
-            path: path.to_owned(),
-            pv: format!("PV {pv}"),
-        });
+        self.noted.push(Noted { id, path, pv });
     }
 
     /// Takes an entry's storage for `owner`.
-    pub(super) fn add(&mut self, kind: &EntryKind, owner: &str) {
+    pub(super) fn add(&mut self, kind: &'a EntryKind, owner: Cow<'a, str>) {
         let number = self.owners.len();
         match kind {
-            EntryKind::Mount(mount) => {
-                let places = self.mounts.entry(device_key(mount.dev)).or_default();
-                places.add(&mount.subtree, number);
-            }
+            EntryKind::Mount(mount) => self.mounts.add(mount.dev, &mount.subtree, number),
             EntryKind::Device(device) => {
                 for key in &device.storage_keys {
-                    self.devices.entry(key.clone()).or_default().push(number);
+                    self.devices.entry(key).or_default().push(number);
                 }
             }
             _ => return,
         }
-        self.owners.push(owner.to_owned());
+        self.owners.push(owner);
     }
 
     /// Who has this entry's storage already. `path` is the entry's own path on the node.
     pub(super) fn owner(&self, kind: &EntryKind, path: &Path) -> Option<String> {
-        let own = path.display().to_string();
+        let own = path.to_string_lossy();
         let first = |numbers: &mut dyn Iterator<Item = usize>| {
             let others = numbers.filter(|number| self.owners[*number] != own);
-            others.min().map(|number| self.owners[number].clone())
+            others.min().map(|number| self.owners[number].clone().into_owned())
         };
-        let devices = |key: &String| self.devices.get(key).into_iter().flatten().copied();
+        let devices = |key: &str| self.devices.get(key).into_iter().flatten().copied();
         let (id, found) = match kind {
             EntryKind::Mount(mount) => {
-                let key = device_key(mount.dev);
-                let mut same = self
-                    .mounts
-                    .get(&key)
-                    .into_iter()
-                    .flat_map(|places| places.related(&mount.subtree));
-                let found = first(&mut same).or_else(|| first(&mut devices(&key)));
+                let mut same = self.mounts.related(mount.dev, &mount.subtree);
+                let found = first(&mut same).or_else(|| first(&mut devices(&device_key(mount.dev))));
                 (mount.id.as_ref().ok(), found)
             }
             EntryKind::Device(device) => {
-                let keys = &device.storage_keys;
-                let mounted = || keys.iter().filter_map(|key| self.mounts.get(key)).flat_map(Places::all);
-                let found = first(&mut keys.iter().flat_map(devices)).or_else(|| first(&mut mounted()));
+                let keys = || device.storage_keys.iter().map(String::as_str);
+                let numbers = || keys().filter_map(device_of_key);
+                let mut mounted = numbers().flat_map(|dev| self.mounts.all(dev));
+                let found = first(&mut keys().flat_map(devices)).or_else(|| first(&mut mounted));
                 (device.id.as_ref().ok(), found)
             }
             _ => return None,
@@ -145,13 +147,12 @@ impl Index {
 
     /// The PV of another path that says that it was published from this storage, or from a part of it.
     fn noted_elsewhere(&self, id: &VolumeId, path: &Path) -> Option<String> {
-        let keys = id.keys();
-        keys.iter()
-            .filter_map(|key| self.noted_by_key.get(key))
-            .flat_map(|places| places.related(id.subtree()))
+        let hashes = id.keys().map(|key| self.hasher.hash_one(key));
+        hashes
+            .flat_map(|hash| self.noted_by_key.related(hash, id.subtree()))
             .filter(|number| self.noted[*number].path != path && self.noted[*number].id.overlaps(id))
             .min()
-            .map(|number| self.noted[number].pv.clone())
+            .map(|number| format!("PV {}", self.noted[number].pv))
     }
 }
 
@@ -161,6 +162,12 @@ fn device_key(dev: u64) -> String {
     format!("dev:{}:{}", major(dev), minor(dev))
 }
 
+/// The device number that such a key says.
+fn device_of_key(key: &str) -> Option<u64> {
+    let (major, minor) = key.strip_prefix("dev:")?.split_once(':')?;
+    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// What identifies an entry's storage, if it could be read.
 pub(super) fn seen_id(kind: &EntryKind) -> Option<&VolumeId> {
     match kind {
@@ -168,6 +175,13 @@ pub(super) fn seen_id(kind: &EntryKind) -> Option<&VolumeId> {
         EntryKind::Device(device) => device.id.as_ref().ok(),
         _ => None,
     }
+}
+
+/// What a PV says of its storage; mostly it is what is seen there.
+fn noted_id(pv: &Pv, seen: Option<&VolumeId>) -> Option<Result<VolumeId, ParseVolumeIdError>> {
+    let text = pv.annotation(VOLUME_ID)?;
+    let same = seen.filter(|seen| seen.is_written(text));
+    Some(same.map_or_else(|| text.parse(), |seen| Ok(seen.clone())))
 }
 
 /// How what is at a PV's path relates to what was published there.
@@ -207,7 +221,7 @@ impl super::Planner<'_> {
             EntryKind::Device(device) => &device.id,
             _ => return Match::Right,
         };
-        let Some(noted) = pv.annotation(VOLUME_ID) else {
+        let Some(noted) = noted_id(pv, seen.as_ref().ok()) else {
             let legacy = pv.annotation(crate::names::CLASS_DIRECTORY).is_none()
                 || pv.annotation(crate::names::VOLUME_ID_ORIGIN) == Some("unknown");
             return if legacy {
@@ -216,11 +230,12 @@ impl super::Planner<'_> {
                 Match::Unknown("the PV's annotation local-volume-provisioner/volume-id was removed; put it back, or accept what is there with local-volume-provisioner/resolve=adopt".into())
             };
         };
-        let noted: VolumeId = match noted.parse() {
+        let noted = match noted {
             Ok(id) => id,
             Err(error) => {
+                let text = pv.annotation(VOLUME_ID).unwrap_or_default();
                 return Match::Unknown(format!(
-                    "the PV's annotation local-volume-provisioner/volume-id is {noted:?}: {error}"
+                    "the PV's annotation local-volume-provisioner/volume-id is {text:?}: {error}"
                 ));
             }
         };
@@ -269,10 +284,13 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            places.add(Path::new(place), number);
+            places.add(7, Path::new(place), number);
+            // Of other filesystems, before and after it.
+            places.add(6, Path::new(place), 100 + number);
+            places.add(8, Path::new(place), 200 + number);
         }
         let related = |place: &str| {
-            let mut numbers: Vec<usize> = places.related(Path::new(place)).collect();
+            let mut numbers: Vec<usize> = places.related(7, Path::new(place)).collect();
             numbers.sort_unstable();
             numbers
         };

@@ -4,7 +4,7 @@ use crate::cluster::{Mode, Phase, Pv, Use};
 use crate::names;
 use crate::observed::EntryKind;
 
-use super::storage::Match;
+use super::storage::{Match, seen_id};
 use super::volume::adopted;
 use super::{Action, Planner, PvPatch, PvRef};
 
@@ -47,7 +47,7 @@ impl Planner<'_> {
         patch
             .annotations
             .extend(crate::pv::settings(class).map(|(key, value)| (key, Some(value))));
-        if pv.annotation(names::VOLUME_ID).is_none() && kind.and_then(super::entry::facts_id).is_none() {
+        if pv.annotation(names::VOLUME_ID).is_none() && kind.and_then(seen_id).is_none() {
             // Nobody can say (yet) what was published under it: it is scrubbed as the classic program would.
             patch
                 .annotations
@@ -56,12 +56,12 @@ impl Planner<'_> {
     }
 
     fn note_id(&self, pv: &Pv, kind: Option<&EntryKind>, usage: Use, patch: &mut PvPatch) {
-        let seen = kind.and_then(super::entry::facts_id);
+        let seen = kind.and_then(seen_id);
         if adopted(pv)
             && let Some(id) = &seen
             && kind.is_some_and(|kind| matches!(self.matches(pv, kind), Match::Right))
         {
-            patch.annotations.insert(names::VOLUME_ID.into(), Some(id.clone()));
+            patch.annotations.insert(names::VOLUME_ID.into(), Some(id.to_string()));
             patch.annotations.insert(names::RESOLVE.into(), None);
             return;
         }
@@ -72,7 +72,7 @@ impl Planner<'_> {
             return;
         }
         if let Some(id) = seen {
-            patch.annotations.insert(names::VOLUME_ID.into(), Some(id));
+            patch.annotations.insert(names::VOLUME_ID.into(), Some(id.to_string()));
             if usage != Use::Unused {
                 patch
                     .annotations

@@ -6,13 +6,13 @@ use crate::observed::EntryKind;
 use crate::reason::Held;
 
 use super::condition::{Condition, defect};
-use super::entry::{facts_capacity, facts_id};
-use super::storage::{Match, not_a_volume};
+use super::entry::facts_capacity;
+use super::storage::{Match, not_a_volume, seen_id};
 use super::{Action, Occupant, Planner, PvRef, Severity, Sight, State, Volume};
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Judges one own PV.
-    pub(super) fn pv(&mut self, pv: &Pv) {
+    pub(super) fn pv(&mut self, pv: &'a Pv) {
         self.occupy(pv, false);
         self.abort_outdated(pv);
         let (key, sight) = self.sight(pv);
@@ -40,7 +40,7 @@ impl Planner<'_> {
 
     /// A PV of this node from the time when its Node object had another UID: adopted if it is provably the same storage,
     /// and pods on this node may still use it.
-    pub(super) fn former_node_pv(&mut self, pv: &Pv) {
+    pub(super) fn former_node_pv(&mut self, pv: &'a Pv) {
         let (key, sight) = self.sight(pv);
         let same = pv.hostnames == [self.i.ownership.hostname.clone()]
             && pv.annotation(crate::names::VOLUME_ID).is_some()
@@ -77,7 +77,7 @@ impl Planner<'_> {
     }
 
     /// A PV that another program made for a path of ours.
-    pub(super) fn foreign_pv(&mut self, pv: &Pv) {
+    pub(super) fn foreign_pv(&mut self, pv: &'a Pv) {
         let in_our_directory = self
             .i
             .config
@@ -95,16 +95,10 @@ impl Planner<'_> {
         self.notice(pv, Severity::Warning, "ForeignPersistentVolume", message);
     }
 
-    fn occupy(&mut self, pv: &Pv, foreign: bool) {
+    fn occupy(&mut self, pv: &'a Pv, foreign: bool) {
         if let Some(path) = &pv.path {
-            self.occupied.insert(
-                path.clone(),
-                Occupant {
-                    pv: pv.name.clone(),
-                    class: pv.class.clone(),
-                    foreign,
-                },
-            );
+            let (pv, class) = (&pv.name, &pv.class);
+            self.occupied.insert(path, Occupant { pv, class, foreign });
         }
     }
 
@@ -120,10 +114,9 @@ impl Planner<'_> {
             Sight::Entry(entry) => Some(&entry.kind),
             _ => None,
         };
-        let directory = key.unwrap_or_else(|| crate::observed::DirectoryKey {
-            class: pv.class.clone(),
-            host_dir: pv.host_dir().unwrap_or(std::path::Path::new("/")).to_owned(),
-            mount_dir: std::path::PathBuf::new(),
+        let directory = key.unwrap_or_else(|| {
+            let host_dir = pv.host_dir().unwrap_or(std::path::Path::new("/"));
+            crate::observed::DirectoryKey::new(&pv.class, host_dir, "")
         });
         let health = self.health(pv, sight, &state);
         self.plan.volumes.push(Volume {
@@ -134,7 +127,7 @@ impl Planner<'_> {
             published: true,
             claim: pv.claim.as_ref().map(ToString::to_string),
             capacity: Some(pv.capacity.clone()),
-            id: kind.and_then(facts_id),
+            id: kind.and_then(seen_id).cloned(),
             warning,
             health,
         });

@@ -37,17 +37,21 @@ impl Daemon {
     }
 
     /// Runs a call of the API for a PV, among a bounded number of others.
-    pub(super) fn call<F: Future<Output = Done> + Send + 'static>(&mut self, key: &str, call: F) {
+    pub(super) fn call<F>(&mut self, key: &str, call: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = Done> + Send + 'static,
+    {
         self.memory.in_flight.insert(key.to_owned());
         let writes = Arc::clone(&self.writes);
         self.tasks.spawn(async move {
             // The semaphore is never closed.
             let _permit = writes.acquire_owned().await;
-            call.await
+            // Only now, and not in the task itself: it takes kilobytes, and a thousand may be waiting.
+            Box::pin(call()).await
         });
     }
 
-    pub(super) fn create(&mut self, pv: PersistentVolume, looked: Instant) {
+    pub(super) fn create(&mut self, pv: Box<PersistentVolume>, looked: Instant) {
         let fresh = self.node_watched
             || self
                 .node_read
@@ -57,14 +61,15 @@ impl Daemon {
             return;
         }
         let gaps = self.shared.store().gaps();
-        self.memory.creating.insert(pv.name_any(), (&pv).into());
+        let name = pv.name_any();
+        self.memory.creating.insert(name.clone(), (&*pv).into());
         let client = self.client.clone();
-        self.call(&pv.name_any(), async move {
+        self.call(&name.clone(), move || async move {
             let began = Instant::now();
-            let result = api::create(&client, &pv).await;
+            let result = api::create(&client, pv).await;
             Done::Created {
                 gaps,
-                pv: Box::new(pv),
+                name,
                 result,
                 took: began.elapsed(),
                 since_look: looked.elapsed(),
@@ -81,14 +86,14 @@ impl Daemon {
             return;
         }
         let read = start::read_node(self.client.clone(), self.settings.node_name.clone());
-        self.call(KEY, async move { Done::ReadNode(read.await) });
+        self.call(KEY, move || async move { Done::ReadNode(read.await.map(Box::new)) });
     }
 
     pub(super) fn patch(&mut self, pv: PvRef, patch: PvPatch, lets_go: bool, why: String) {
         debug!(pv = %pv.name, %why, "patching");
         self.lets_go(&pv, lets_go);
         let client = self.client.clone();
-        self.call(&pv.name.clone(), async move {
+        self.call(&pv.name.clone(), move || async move {
             let result = api::patch(&client, &pv, &patch).await;
             let resolved = patch.annotations.get(crate::names::RESOLVE) == Some(&None);
             Done::Patched { pv, resolved, result }
@@ -99,7 +104,7 @@ impl Daemon {
         info!(pv = %pv.name, %why, "deleting PersistentVolume");
         self.lets_go(&pv, lets_go);
         let client = self.client.clone();
-        self.call(&pv.name.clone(), async move {
+        self.call(&pv.name.clone(), move || async move {
             let began = Instant::now();
             let result = api::delete(&client, &pv).await;
             Done::Deleted {
@@ -119,7 +124,7 @@ impl Daemon {
 
     pub(super) fn read_claim(&mut self, claim: ClaimRef) {
         let client = self.client.clone();
-        self.call(&format!("claim {claim}"), async move {
+        self.call(&format!("claim {claim}"), move || async move {
             let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &claim.namespace);
             let read = api.get_opt(&claim.name).await;
             failpoint::hit!("claim.read");
@@ -150,9 +155,9 @@ impl Daemon {
             if waits || self.memory.in_flight.contains(&name) {
                 continue;
             }
-            let api: Api<PersistentVolume> = Api::all(self.client.clone());
-            self.call(&name.clone(), async move {
-                let result = api.get_opt(&name).await.map_err(WriteError::from);
+            let client = self.client.clone();
+            self.call(&name.clone(), move || async move {
+                let result = api::read(&client, &name).await;
                 Done::Read { name, result }
             });
         }

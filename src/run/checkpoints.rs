@@ -1,11 +1,10 @@
 //! Writing down how far wipes are, on their PVs, and taking back what does not count any more.
 
-use k8s_openapi::api::core::v1::PersistentVolume;
 use tracing::debug;
 
 use super::settle::Done;
 use super::{Daemon, Mode, Plan};
-use crate::api::{self, WriteError};
+use crate::api::{self, PrunedPv, WriteError};
 use crate::cluster::{Cluster, JobProgress, Owner, Pv};
 use crate::memory::ScrubState;
 use crate::names;
@@ -27,7 +26,7 @@ impl Daemon {
         }
         for (pv, patch) in self.due_notes() {
             let client = self.client.clone();
-            self.call(&pv.name.clone(), async move {
+            self.call(&pv.name.clone(), move || async move {
                 let result = api::patch(&client, &pv, &patch).await;
                 Done::Noted { pv, result }
             });
@@ -93,7 +92,7 @@ impl Daemon {
 
     /// Only the next checkpoint makes up for one that could not be written: the wipe goes on, and at worst some of it is
     /// done twice.
-    pub(super) fn noted(&mut self, pv: &PvRef, result: Result<PersistentVolume, WriteError>) {
+    pub(super) fn noted(&mut self, pv: &PvRef, result: Result<PrunedPv, WriteError>) {
         self.memory.in_flight.remove(&pv.name);
         match result {
             Ok(now) => self.shared.update(|store| store.pv_changed(&now)),

@@ -75,7 +75,8 @@ impl Daemon {
             Some(verb) => self.shared.update(|store| store.jobs_unreadable(verb)),
             None if self.jobs.watch.is_empty() => {
                 let namespace = self.settings.namespace.clone();
-                let watch = watch::jobs(self.client.clone(), self.shared.clone(), namespace);
+                let node_name = self.settings.node_name.clone();
+                let watch = watch::jobs(self.client.clone(), self.shared.clone(), namespace, node_name);
                 self.jobs.watch.spawn(watch);
             }
             None => {}
@@ -135,10 +136,9 @@ impl Daemon {
         }
         self.jobs.asked = Instant::now();
         let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
-        self.call(
-            PERMISSION,
-            async move { Done::JobPermission(ask(client, namespace).await) },
-        );
+        self.call(PERMISSION, move || async move {
+            Done::JobPermission(ask(client, namespace).await)
+        });
     }
 
     pub(super) fn job_permission(&mut self, result: Result<Option<&'static str>, WriteError>) {
@@ -171,20 +171,21 @@ impl Daemon {
             return;
         }
         let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
-        self.call(&key, async move {
+        self.call(&key, move || async move {
             let result = api::job_named(&client, &namespace, &name).await;
+            let result = result.map(|found| found.map(Box::new));
             Done::ReadJob { name, uid, result }
         });
     }
 
-    pub(super) fn job_read(&mut self, name: &str, uid: &str, result: Result<Option<Job>, WriteError>) {
+    pub(super) fn job_read(&mut self, name: &str, uid: &str, result: Result<Option<Box<Job>>, WriteError>) {
         let key = format!("job {name}");
         self.memory.in_flight.remove(&key);
         match result {
             Ok(found) => {
                 self.memory.retries.remove(&key);
                 self.shared
-                    .update(|store| store.job_read_by_name(name, uid, found.as_ref()));
+                    .update(|store| store.job_read_by_name(name, uid, found.as_deref()));
             }
             Err(error) => {
                 let now = self.now();
@@ -197,7 +198,7 @@ impl Daemon {
     pub(super) fn create_job(&mut self, mut order: JobOrder) {
         let client = self.client.clone();
         let (namespace, scan) = (self.settings.namespace.clone(), self.settings.scan.clone());
-        self.call(&order.pv.clone(), async move {
+        self.call(&order.pv.clone(), move || async move {
             let made = match look_at(&order.device, &scan).await {
                 Some(held) => Made::Held(held),
                 None => {
@@ -272,7 +273,7 @@ impl Daemon {
         info!(%pv, job = %job.name, %why, "deleting cleaning Job");
         let (client, namespace) = (self.client.clone(), self.settings.namespace.clone());
         let scan = self.settings.scan.clone();
-        self.call(&pv.clone(), async move {
+        self.call(&pv.clone(), move || async move {
             let held = match cause {
                 None => None,
                 Some(FailureCause::Held(held)) => Some(held),

@@ -1,13 +1,14 @@
 //! What is learnt from how a call or a scrub has ended.
 
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::jobs::Made;
 use super::{Daemon, Duration, Plan};
-use crate::api::{self, WriteError};
+use crate::api::{self, PrunedPv, WriteError};
 use crate::cluster::{ClaimRef, CleaningJob, Mode, Pv};
 use crate::config::VolumeMode;
 use crate::failpoint;
@@ -24,8 +25,8 @@ pub(super) enum Done {
     Created {
         /// How often changes may have been missed when the call began.
         gaps: u64,
-        pv: Box<PersistentVolume>,
-        result: Result<PersistentVolume, WriteError>,
+        name: String,
+        result: Result<PrunedPv, WriteError>,
         took: Duration,
         since_look: Duration,
     },
@@ -33,27 +34,27 @@ pub(super) enum Done {
         pv: PvRef,
         /// The operator's word `resolve` was taken.
         resolved: bool,
-        result: Result<PersistentVolume, WriteError>,
+        result: Result<PrunedPv, WriteError>,
     },
     /// A checkpoint.
     Noted {
         pv: PvRef,
-        result: Result<PersistentVolume, WriteError>,
+        result: Result<PrunedPv, WriteError>,
     },
     Deleted {
         pv: PvRef,
-        result: Result<Option<PersistentVolume>, WriteError>,
+        result: Result<Option<PrunedPv>, WriteError>,
         took: Duration,
     },
     Read {
         name: String,
-        result: Result<Option<PersistentVolume>, WriteError>,
+        result: Result<Option<PrunedPv>, WriteError>,
     },
     ReadClaim {
         claim: ClaimRef,
         state: ClaimState,
     },
-    ReadNode(Result<k8s_openapi::api::core::v1::Node, WriteError>),
+    ReadNode(Result<Box<Node>, WriteError>),
     Scrubbed {
         order: Box<ScrubOrder>,
         result: Result<Clean, ScrubError>,
@@ -69,14 +70,14 @@ pub(super) enum Done {
     /// An event about something else than a PV was posted, or not.
     Told,
     /// The Node, and whether the startup taint was removed from it.
-    Untainted(Result<(k8s_openapi::api::core::v1::Node, bool), WriteError>),
+    Untainted(Result<(Box<Node>, bool), WriteError>),
     Mode(Result<Mode, WriteError>),
     JobPermission(Result<Option<&'static str>, WriteError>),
     ReadJob {
         name: String,
         /// Of the one that was known.
         uid: String,
-        result: Result<Option<k8s_openapi::api::batch::v1::Job>, WriteError>,
+        result: Result<Option<Box<Job>>, WriteError>,
     },
     MadeJob {
         order: Box<JobOrder>,
@@ -107,11 +108,11 @@ impl Daemon {
         match done {
             Done::Created {
                 gaps,
-                pv,
+                name,
                 result,
                 took,
                 since_look,
-            } => self.created(&pv, gaps, result, took, since_look),
+            } => self.created(&name, gaps, result, took, since_look),
             Done::Patched { pv, resolved, result } => self.patched(&pv, resolved, result),
             Done::Noted { pv, result } => self.noted(&pv, result),
             Done::Deleted { pv, result, took } => self.deleted(&pv, result, took),
@@ -120,7 +121,7 @@ impl Daemon {
                 match result {
                     Ok(found) => {
                         self.memory.creating.remove(&name);
-                        self.shared.update(|store| store.read_by_name(&name, found.as_ref()));
+                        self.shared.update(|store| store.read_by_name(&name, found.as_deref()));
                     }
                     Err(err) => self.failed(&name, &err, "read"),
                 }
@@ -161,38 +162,37 @@ impl Daemon {
 
     fn created(
         &mut self,
-        pv: &PersistentVolume,
+        name: &str,
         gaps: u64,
-        result: Result<PersistentVolume, WriteError>,
+        result: Result<PrunedPv, WriteError>,
         took: Duration,
         since_look: Duration,
     ) {
-        let name = pv.name_any();
-        self.memory.in_flight.remove(&name);
+        self.memory.in_flight.remove(name);
         self.metrics.api_call("create", took, result.is_err());
         match result {
             Ok(made) => {
-                let pv = Pv::from(&made);
+                let pv = Pv::from(&*made);
                 info!(pv = %name, path = %pv.path.clone().unwrap_or_default().display(), class = %pv.class, capacity = %pv.capacity, "PersistentVolume created");
                 if let Some(path) = &pv.path {
                     self.metrics.created(path, pv.mode, since_look);
                 }
-                self.memory.retries.remove(&name);
-                self.memory.creating.remove(&name);
+                self.memory.retries.remove(name);
+                self.memory.creating.remove(name);
                 self.memory.watched_since_creation.insert(pv.uid);
                 self.shared.update(|store| store.pv_made(&made, gaps));
             }
             // It is read, and the next pass knows whose it is.
-            Err(WriteError::Exists) => self.shared.update(|store| store.doubt(&name)),
+            Err(WriteError::Exists) => self.shared.update(|store| store.doubt(name)),
             Err(err) => {
-                self.failed(&name, &err, "create");
+                self.failed(name, &err, "create");
                 // It may have been made all the same: it is read before it is tried again.
-                self.shared.update(|store| store.doubt(&name));
+                self.shared.update(|store| store.doubt(name));
             }
         }
     }
 
-    fn patched(&mut self, pv: &PvRef, resolved: bool, result: Result<PersistentVolume, WriteError>) {
+    fn patched(&mut self, pv: &PvRef, resolved: bool, result: Result<PrunedPv, WriteError>) {
         self.memory.in_flight.remove(&pv.name);
         match result {
             Ok(now) => {
@@ -214,7 +214,7 @@ impl Daemon {
         }
     }
 
-    fn deleted(&mut self, pv: &PvRef, result: Result<Option<PersistentVolume>, WriteError>, took: Duration) {
+    fn deleted(&mut self, pv: &PvRef, result: Result<Option<PrunedPv>, WriteError>, took: Duration) {
         self.memory.in_flight.remove(&pv.name);
         self.metrics.api_call("delete", took, result.is_err());
         match result {
@@ -308,7 +308,7 @@ impl Daemon {
         }
         self.mode_asked = Instant::now();
         let client = self.client.clone();
-        self.call(KEY, async move { Done::Mode(api::mode(&client).await) });
+        self.call(KEY, move || async move { Done::Mode(api::mode(&client).await) });
     }
 
     fn take_mode(&mut self, result: Result<Mode, WriteError>) {

@@ -16,6 +16,9 @@ impl Daemon {
     }
 
     fn show_scrubs(&self) {
+        if self.running.is_empty() {
+            return self.board.scrubs(BTreeMap::new());
+        }
         let store = self.shared.store();
         let pvs = store.cluster().pvs.values();
         let names: BTreeMap<&str, &str> = pvs.map(|pv| (pv.uid.as_str(), pv.name.as_str())).collect();

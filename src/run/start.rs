@@ -85,7 +85,6 @@ pub(super) fn daemon(
         gaps: 0,
         blind_told: false,
         progress_told: Duration::ZERO,
-        states: std::collections::BTreeMap::new(),
     }
 }
 

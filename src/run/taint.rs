@@ -71,8 +71,12 @@ impl Daemon {
         if !self.taint.calling {
             self.taint.calling = true;
             let (client, name, key) = (self.client.clone(), self.settings.node_name.clone(), key.clone());
-            self.tasks
-                .spawn(async move { Done::Untainted(remove(&client, &name, &key).await) });
+            self.tasks.spawn(async move {
+                {
+                    let removed = remove(&client, &name, &key).await;
+                    Done::Untainted(removed.map(|(node, removed)| (Box::new(node), removed)))
+                }
+            });
         }
         None
     }
@@ -96,7 +100,7 @@ impl Daemon {
     }
 
     /// An attempt to remove the taint has ended.
-    pub(super) fn untainted(&mut self, result: Result<(Node, bool), WriteError>) {
+    pub(super) fn untainted(&mut self, result: Result<(Box<Node>, bool), WriteError>) {
         self.taint.calling = false;
         self.shared.wake.wake(Cause::Api);
         match result {

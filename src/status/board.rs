@@ -1,7 +1,7 @@
 //! What the loop tells, kept until somebody asks.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +23,11 @@ use crate::scrub::progress::{Progress, Unit};
 const EVENTS: usize = 50;
 
 /// What tells one row from another, as long as both are there.
-type RowKey = (DirectoryKey, OsString, Option<String>);
+type RowKey<'a> = (&'a DirectoryKey, &'a OsStr, Option<&'a str>);
+
+fn row_key(row: &plan::Volume) -> RowKey<'_> {
+    (&row.directory, &row.entry, row.pv.as_deref())
+}
 
 /// Where the loop writes what it knows, and the endpoint reads it. Neither waits for the other for longer than a copy.
 pub struct Board {
@@ -42,8 +46,8 @@ struct Inner {
     directories: Vec<Directory>,
     looked: Option<Timestamp>,
     rows: Vec<plan::Volume>,
-    /// Since when a row is in its state for its reason.
-    since: BTreeMap<RowKey, (&'static str, Option<&'static str>, Timestamp)>,
+    /// Since when each row is in its state for its reason.
+    since: Vec<Timestamp>,
     /// The running scrubs, by the name of the PV.
     scrubs: BTreeMap<String, Progress>,
     own: Option<PersistentVolumes>,
@@ -108,20 +112,31 @@ impl Board {
     pub fn planned(&self, rows: Vec<plan::Volume>, own: PersistentVolumes, mode: Mode) {
         let now = Timestamp::now();
         let mut inner = self.inner();
-        let before = std::mem::take(&mut inner.since);
-        for row in &rows {
-            let key = (row.directory.clone(), row.entry.clone(), row.pv.clone());
-            let (word, slug) = (row.state.word(), slug(&row.state));
-            let since = match before.get(&key) {
-                Some((was, why, since)) if (*was, *why) == (word, slug) => *since,
-                _ => now,
-            };
-            inner.since.insert(key, (word, slug, since));
-        }
+        let shown = inner.shown();
+        let same = |row: &plan::Volume, was: &plan::Volume| {
+            (row.state.word(), slug(&row.state)) == (was.state.word(), slug(&was.state))
+        };
+        let since = |row| match shown.get(&row_key(row)) {
+            Some((was, since)) if same(row, was) => *since,
+            _ => now,
+        };
+        inner.since = rows.iter().map(since).collect();
         inner.rows = rows;
         inner.own = Some(own);
         inner.mode = Some(mode);
         inner.looked = Some(now);
+    }
+
+    /// The rows of a plan that are not as they are shown now. Progress is no change.
+    pub fn changes<'a>(&self, rows: &'a [plan::Volume]) -> Vec<&'a plan::Volume> {
+        let inner = self.inner();
+        let shown = inner.shown();
+        let same = |row: &plan::Volume, was: &plan::Volume| match (&row.state, &was.state) {
+            (State::Scrubbing(_), State::Scrubbing(_)) => true,
+            (state, former) => state == former && row.warning == was.warning,
+        };
+        let changed = |row: &&plan::Volume| !shown.get(&row_key(row)).is_some_and(|(was, _)| same(row, was));
+        rows.iter().filter(changed).collect()
     }
 
     /// A look has shown the same as the one before, and it would be judged the same.
@@ -156,7 +171,7 @@ impl Board {
     /// Since when the rows are as they are.
     #[cfg(test)]
     pub(super) fn since(&self) -> Vec<Timestamp> {
-        self.inner().since.values().map(|(_, _, since)| *since).collect()
+        self.inner().since.clone()
     }
 
     /// All that is known now.
@@ -179,7 +194,12 @@ impl Board {
             configuration: inner.configuration.clone(),
             directories: inner.directories.clone(),
             looked: inner.looked.map(seconds),
-            volumes: inner.rows.iter().map(|row| inner.volume(row, &scrubs)).collect(),
+            volumes: inner
+                .rows
+                .iter()
+                .zip(&inner.since)
+                .map(|(row, since)| volume(row, *since, &scrubs))
+                .collect(),
             scrubs,
             persistent_volumes: inner.own,
             events: inner.events.iter().rev().cloned().collect(),
@@ -188,45 +208,49 @@ impl Board {
 }
 
 impl Inner {
-    fn volume(&self, row: &plan::Volume, scrubs: &[Scrub]) -> Volume {
-        let key = (row.directory.clone(), row.entry.clone(), row.pv.clone());
-        let since = self.since.get(&key).map(|(_, _, since)| *since);
-        let reason = match row.state {
-            State::Scrubbing(_) => scrubs
-                .iter()
-                .find(|scrub| Some(&scrub.pv) == row.pv.as_ref())
-                .map(|scrub| scrub.text.clone())
-                .or_else(|| Some("in a cleaning Job".to_owned())),
-            _ => row.state.reason(),
-        };
-        let cause = match row.state {
-            State::Scrubbing(_) => reason.clone(),
-            _ => row.state.cause(),
-        };
-        let out = matches!(
-            row.state,
-            State::Ignored(_) | State::Held(_) | State::Unresponsive(_) | State::Vanished(_)
-        );
-        Volume {
-            class: row.directory.class.clone(),
-            directory: path(&row.directory.host_dir),
-            entry: printable(&row.entry),
-            state: row.state.word().into(),
-            reason,
-            slug: slug(&row.state).map(str::to_owned),
-            cause,
-            advice: advice(&row.state),
-            commands: commands(row),
-            warning: row.warning.clone(),
-            unhealthy: row.health.ailment().map(|ailment| ailment.slug().to_owned()),
-            attention: out || row.warning.is_some(),
-            pv: row.pv.clone(),
-            published: row.published,
-            claim: row.claim.clone(),
-            capacity: row.capacity.clone(),
-            id: row.id.clone(),
-            since: since.map(seconds).unwrap_or_default(),
-        }
+    /// The rows as they are shown now, and since when.
+    fn shown(&self) -> HashMap<RowKey<'_>, (&plan::Volume, Timestamp)> {
+        let rows = self.rows.iter().zip(&self.since);
+        rows.map(|(row, since)| (row_key(row), (row, *since))).collect()
+    }
+}
+
+fn volume(row: &plan::Volume, since: Timestamp, scrubs: &[Scrub]) -> Volume {
+    let reason = match row.state {
+        State::Scrubbing(_) => scrubs
+            .iter()
+            .find(|scrub| Some(&scrub.pv) == row.pv.as_ref())
+            .map(|scrub| scrub.text.clone())
+            .or_else(|| Some("in a cleaning Job".to_owned())),
+        _ => row.state.reason(),
+    };
+    let cause = match row.state {
+        State::Scrubbing(_) => reason.clone(),
+        _ => row.state.cause(),
+    };
+    let out = matches!(
+        row.state,
+        State::Ignored(_) | State::Held(_) | State::Unresponsive(_) | State::Vanished(_)
+    );
+    Volume {
+        class: row.directory.class.clone(),
+        directory: path(&row.directory.host_dir),
+        entry: printable(&row.entry),
+        state: row.state.word().into(),
+        reason,
+        slug: slug(&row.state).map(str::to_owned),
+        cause,
+        advice: advice(&row.state),
+        commands: commands(row),
+        warning: row.warning.clone(),
+        unhealthy: row.health.ailment().map(|ailment| ailment.slug().to_owned()),
+        attention: out || row.warning.is_some(),
+        pv: row.pv.clone(),
+        published: row.published,
+        claim: row.claim.clone(),
+        capacity: row.capacity.clone(),
+        id: row.id.as_ref().map(ToString::to_string),
+        since: seconds(since),
     }
 }
 

@@ -16,11 +16,7 @@ use crate::reason::{Held, Ignored};
 use crate::scrub::progress::{Progress, Unit};
 
 fn key(class: &str) -> DirectoryKey {
-    DirectoryKey {
-        class: class.into(),
-        host_dir: format!("/mnt/{class}").into(),
-        mount_dir: format!("/in/{class}").into(),
-    }
+    DirectoryKey::new(class, format!("/mnt/{class}"), format!("/in/{class}"))
 }
 
 fn row(entry: impl Into<OsString>, state: State, pv: Option<&str>) -> plan::Volume {
@@ -132,7 +128,7 @@ fn a_known_world_is_told_completely() {
     let bound = plan::Volume {
         claim: Some("team/data".into()),
         capacity: Some("20Gi".into()),
-        id: Some("disk wwn=1".into()),
+        id: Some("device wwn=1".parse().unwrap()),
         warning: Some("its capacity is 10Gi now, and 20Gi was published".into()),
         ..row("disk1", State::Bound, Some("pv-1"))
     };
@@ -177,7 +173,7 @@ fn a_known_world_is_told_completely() {
             "class": "fast", "directory": "/mnt/fast", "entry": "disk1", "state": "bound", "reason": null, "slug": null,
             "cause": null, "advice": null, "commands": [], "warning": "its capacity is 10Gi now, and 20Gi was published",
             "unhealthy": null, "attention": true,
-            "pv": "pv-1", "published": true, "claim": "team/data", "capacity": "20Gi", "id": "disk wwn=1", "since": "TIME",
+            "pv": "pv-1", "published": true, "claim": "team/data", "capacity": "20Gi", "id": "device wwn=1", "since": "TIME",
         })
     );
     let some = |row: usize| {

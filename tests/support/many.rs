@@ -114,7 +114,7 @@ impl Many {
             pv.phase = Phase::Released;
             pv.deleting = true;
             let uid = format!("claim-uid-{number}");
-            pv.annotations.insert(names::USED.into(), uid.clone());
+            pv.annotations.insert(names::USED, uid.as_str().into());
             pv.claim = Some(ClaimRef {
                 namespace: "default".into(),
                 name: format!("claim-{number}"),

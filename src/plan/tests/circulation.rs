@@ -182,10 +182,7 @@ fn a_free_pv_of_a_class_that_came_back_elsewhere_is_looked_for_where_it_was_publ
     let mut w = world();
     w.fast().mount_dir = "/elsewhere".into();
     w.observed.directories.insert(
-        crate::observed::DirectoryKey {
-            mount_dir: "/elsewhere".into(),
-            ..key("fast")
-        },
+        crate::observed::DirectoryKey::new("fast", "/mnt/fast", "/elsewhere"),
         Directory::Read(vec![]),
     );
     w.pv(available("vol", "a"));
@@ -299,10 +296,7 @@ fn an_entry_of_a_new_class_with_the_same_directory_waits_for_the_old_pv() {
     let class = w.config.classes.remove("fast").unwrap();
     w.class("slow", VolumeMode::Filesystem).host_dir = class.host_dir.clone();
     w.config.classes.get_mut("slow").unwrap().mount_dir = class.mount_dir;
-    let slow = crate::observed::DirectoryKey {
-        class: "slow".into(),
-        ..key("fast")
-    };
+    let slow = crate::observed::DirectoryKey::new("slow", "/mnt/fast", "/discover/fast");
     w.entry("vol", mount("a"));
     let entries = w.observed.directories[&key("fast")].clone();
     w.observed.directories.insert(slow, entries);

@@ -78,7 +78,7 @@ fn the_storage_of_another_pv_cannot_be_accepted() {
                 pv.node_label = Some("host1".into());
                 pv.finalizers.push(names::FINALIZER.into());
             }),
-            available("vol", "a").with(|pv| drop(pv.annotations.insert(names::VOLUME_ID.into(), "nonsense".into()))),
+            available("vol", "a").with(|pv| drop(pv.annotations.insert(names::VOLUME_ID, "nonsense".into()))),
         ] {
             let mut w = world();
             w.pv(other.clone()).pv(pv.clone().annotated(names::RESOLVE, "adopt"));

@@ -97,11 +97,7 @@ pub(super) fn both_modes() -> [World; 2] {
 }
 
 pub(super) fn key(class: &str) -> DirectoryKey {
-    DirectoryKey {
-        class: class.into(),
-        host_dir: format!("/mnt/{class}").into(),
-        mount_dir: format!("/discover/{class}").into(),
-    }
+    DirectoryKey::new(class, format!("/mnt/{class}"), format!("/discover/{class}"))
 }
 
 impl World {
@@ -116,8 +112,8 @@ impl World {
         self.observed.directories.insert(key(name), Directory::Read(Vec::new()));
         self.config.classes.entry(name.into()).or_insert(Class {
             name: name.into(),
-            host_dir: key(name).host_dir,
-            mount_dir: key(name).mount_dir,
+            host_dir: key(name).host_dir.clone(),
+            mount_dir: key(name).mount_dir.clone(),
             volume_mode,
             access_mode: "ReadWriteOnce".into(),
             fs_type: None,
@@ -421,7 +417,7 @@ pub(super) fn available_in(class: &str, entry: &str, id: &str) -> Pv {
         node_label: Some("host1".into()),
         annotations: annotations
             .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
+            .map(|(key, value)| (key, value.into()))
             .collect(),
         class: class.into(),
         path: Some(Path::new("/mnt").join(class).join(entry)),
@@ -443,7 +439,7 @@ pub(super) fn available_in(class: &str, entry: &str, id: &str) -> Pv {
 /// Changes to a PV, to be chained.
 pub(super) trait Changed {
     fn with(self, change: impl FnOnce(&mut Pv)) -> Pv;
-    fn annotated(self, key: &str, value: &str) -> Pv;
+    fn annotated(self, key: &'static str, value: &str) -> Pv;
     fn without(self, key: &str) -> Pv;
     /// Bound to `default/claim` with UID c1, and marked.
     fn bound(self) -> Pv;
@@ -464,8 +460,8 @@ impl Changed for Pv {
         self
     }
 
-    fn annotated(self, key: &str, value: &str) -> Pv {
-        self.with(|pv| drop(pv.annotations.insert(key.to_owned(), value.to_owned())))
+    fn annotated(self, key: &'static str, value: &str) -> Pv {
+        self.with(|pv| drop(pv.annotations.insert(key, value.into())))
     }
 
     fn without(self, key: &str) -> Pv {
@@ -498,7 +494,7 @@ impl Changed for Pv {
     fn legacy(self) -> Pv {
         let ours = [names::VOLUME_ID, names::CLEANER, names::CLASS_DIRECTORY, names::USED];
         self.with(|pv| {
-            pv.annotations.retain(|key, _| !ours.contains(&key.as_str()));
+            pv.annotations.retain(|key, _| !ours.contains(key));
             pv.finalizers.retain(|finalizer| finalizer != names::FINALIZER);
             pv.node_label = None;
         })

@@ -4,7 +4,7 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 
-fn id(parts: &[(&str, &str)]) -> VolumeId {
+fn id(parts: &[(&'static str, &str)]) -> VolumeId {
     parts
         .iter()
         .fold(VolumeId::new(IdKind::Device), |id, (key, value)| id.with(key, *value))
