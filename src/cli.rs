@@ -249,6 +249,7 @@ fn settings(args: &RunArgs) -> anyhow::Result<Settings> {
             grace_period: args.grace_period,
             discovery_period: args.discovery_period,
             scrub_concurrency: usize::from(args.scrub_concurrency),
+            creations: crate::run::CREATIONS,
             scrub_retries: args.scrub_retries,
         },
         scrub: crate::scrub::limits::Limits {

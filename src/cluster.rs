@@ -572,12 +572,23 @@ impl Ownership {
     /// Whose the PV is: by its provisioned-by annotation and the node that it is tied to, whatever its labels say.
     #[must_use]
     pub fn of(&self, pv: &Pv) -> Owner {
-        let Some(by) = pv.annotation(names::PROVISIONED_BY) else {
+        // What follows the node's name: nothing, or a hyphen and a UID.
+        let by = pv.annotation(names::PROVISIONED_BY);
+        let named = by.and_then(|by| {
+            by.strip_prefix(names::PROVISIONED_BY_PREFIX)?
+                .strip_prefix(&*self.node_name)
+        });
+        let Some(uid) = named.and_then(|rest| {
+            if rest.is_empty() {
+                Some(None)
+            } else {
+                rest.strip_prefix('-').map(Some)
+            }
+        }) else {
             return Owner::Foreign;
         };
-        let tied_here = pv.path.is_some() && pv.hostnames == [self.hostname.clone()];
-        let name_only = names::provisioned_by(&self.node_name, None);
-        if by == name_only || by == names::provisioned_by(&self.node_name, Some(&self.node_uid)) {
+        let tied_here = pv.path.is_some() && matches!(&pv.hostnames[..], [hostname] if *hostname == self.hostname);
+        if uid.is_none_or(|uid| uid == self.node_uid) {
             return match (&pv.path, tied_here) {
                 (None, _) => Owner::Foreign,
                 (Some(_), true) => Owner::Ours,
@@ -585,11 +596,8 @@ impl Ownership {
                 (Some(_), false) => Owner::FormerNode,
             };
         }
-        // `<name>-<uid>`: a UID has 36 characters, so a node called `n` does not take those of `n-1`.
-        let former = by
-            .strip_prefix(&name_only)
-            .and_then(|rest| rest.strip_prefix('-'))
-            .is_some_and(|uid| uid.len() == 36 && uid.bytes().filter(|byte| *byte == b'-').count() == 4);
+        // A UID has 36 characters, so a node called `n` does not take those of `n-1`.
+        let former = uid.is_some_and(|uid| uid.len() == 36 && uid.bytes().filter(|byte| *byte == b'-').count() == 4);
         match (former && tied_here, self.node_name_only) {
             (true, true) => Owner::Ours,
             (true, false) => Owner::FormerNode,

@@ -96,12 +96,15 @@ pub fn event_name(object: &str, says: &[&[u8]]) -> String {
     format!("{object}.{hash:032x}")
 }
 
+/// What that value begins with; the node's name follows.
+pub const PROVISIONED_BY_PREFIX: &str = "local-volume-provisioner-";
+
 /// The value of the provisioned-by annotation, which is also the source of our events.
 #[must_use]
 pub fn provisioned_by(node_name: &str, node_uid: Option<&str>) -> String {
     match node_uid {
-        Some(uid) => format!("local-volume-provisioner-{node_name}-{uid}"),
-        None => format!("local-volume-provisioner-{node_name}"),
+        Some(uid) => format!("{PROVISIONED_BY_PREFIX}{node_name}-{uid}"),
+        None => format!("{PROVISIONED_BY_PREFIX}{node_name}"),
     }
 }
 

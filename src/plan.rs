@@ -81,6 +81,8 @@ pub struct Limits {
     pub discovery_period: Duration,
     /// `--scrub-concurrency`: how many scrubs run at once.
     pub scrub_concurrency: usize,
+    /// How many PVs are being made at once. Each is some kilobytes until it is made, and thousands of volumes may be new.
+    pub creations: usize,
     /// `--scrub-retries`: after how many failures in a row a volume is quarantined.
     pub scrub_retries: u32,
 }
@@ -450,6 +452,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 })
                 .count(),
         ),
+        creations: inputs.limits.creations.saturating_sub(inputs.memory.creating.len()),
         occupied: HashMap::new(),
         names: HashSet::new(),
         wanted_jobs: BTreeSet::new(),
@@ -550,6 +553,8 @@ struct Planner<'a> {
     creating: HashMap<PathBuf, Vec<&'a str>>,
     storage: storage::Index<'a>,
     slots: usize,
+    /// So many more PVs may be made.
+    creations: usize,
     /// Paths that a PV stands for, and its name.
     occupied: HashMap<&'a Path, Occupant<'a>>,
     /// Names of PVs that are taken.
@@ -572,15 +577,23 @@ impl<'a> Planner<'a> {
         self.plan.wake_at = Some(self.plan.wake_at.map_or(at, |other| other.min(at)));
     }
 
-    /// Adds an action for a PV, unless a call for it is under way or its retry is not due yet.
-    fn act(&mut self, pv_name: &str, action: Action) {
+    /// Whether something can be done for a PV now: no call for it is under way, and its retry is due.
+    fn can_act(&mut self, pv_name: &str) -> bool {
         if self.i.memory.in_flight.contains(pv_name) {
-            return;
+            return false;
         }
         if let Some(retry) = self.i.memory.retries.get(pv_name)
             && retry.due > self.i.now
         {
             self.wake(retry.due);
+            return false;
+        }
+        true
+    }
+
+    /// Adds an action for a PV, if it can be done now.
+    fn act(&mut self, pv_name: &str, action: Action) {
+        if !self.can_act(pv_name) {
             return;
         }
         self.acted.insert(pv_name.to_owned());

@@ -50,6 +50,8 @@ use settle::Done;
 
 /// How many API writes are under way at once. Sixteen connections are what one API server serves at full speed.
 const WRITES: usize = 16;
+/// How many PVs are being made at once: more than an API server makes between two passes, however busy both are.
+pub const CREATIONS: usize = 256;
 
 struct Daemon {
     settings: Settings,

@@ -99,6 +99,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
             grace_period: Duration::from_secs(60),
             discovery_period: Duration::from_secs(10),
             scrub_concurrency: usize::MAX,
+            creations: usize::MAX,
             scrub_retries: u32::MAX,
         },
         mode: side.mode,

@@ -85,6 +85,12 @@ impl<'a> Planner<'a> {
         self.storage
             .add(&entry.kind, path.to_string_lossy().into_owned().into());
         self.names.insert(pv_name.clone().into());
+        volume.warning = self.uncreatable(&pv_name);
+        // The others have their turn when some are made.
+        if self.creations == 0 || !self.can_act(&pv_name) {
+            return;
+        }
+        self.creations -= 1;
         let object = pv::build(&pv::Publication {
             name: &pv_name,
             class,
@@ -96,7 +102,6 @@ impl<'a> Planner<'a> {
             ownership: self.i.ownership,
             mode: self.i.mode,
         });
-        volume.warning = self.uncreatable(&pv_name);
         self.act(&pv_name, Action::Create(Box::new(object)));
     }
 

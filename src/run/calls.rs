@@ -26,6 +26,9 @@ const MOST_AHEAD: usize = 64;
 /// What a scrub was ordered by may be out of date when it has waited so long for a slot: another pass orders it anew.
 const AHEAD: Duration = Duration::from_secs(1);
 
+/// For so long what was asked of Jobs holds: one that was made since has no container that runs.
+const FRESH: Duration = Duration::from_millis(200);
+
 impl Daemon {
     /// The limits of a plan. Where scrubs end faster than pass follows pass, twice as many are ordered ahead as have ended
     /// since the last one, and wait for a slot: it is not to stay empty until the next pass.
@@ -210,10 +213,25 @@ impl Daemon {
         let jobs = self
             .jobs_known()
             .then(|| (self.client.clone(), self.settings.namespace.clone()));
-        let (shared, slots) = (self.shared.clone(), Arc::clone(&self.slots));
+        let (shared, slots, writes) = (self.shared.clone(), Arc::clone(&self.slots), Arc::clone(&self.writes));
         let progress = scrubber.progress.clone();
         self.tasks.spawn(async move {
             let order = Box::new(scrubber.order.clone());
+            // The watch does not show a Job that lacks its labels.
+            let check = async || match &jobs {
+                Some((client, namespace)) => jobs::none_at_work(client, namespace, &order.pv.name, &shared).await,
+                None => Ok(()),
+            };
+            // Slots are for disks: the API server is asked before there is one.
+            let checked = {
+                let _permit = writes.acquire().await;
+                check().await
+            };
+            if let Err(error) = checked {
+                let (result, took) = (Err(error), Duration::ZERO);
+                return Done::Scrubbed { order, result, took };
+            }
+            let checked = Instant::now();
             let Ok(Ok(slot)) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
                 let uid = order.pv.uid;
                 return Done::NotScrubbed { uid, before };
@@ -226,9 +244,8 @@ impl Daemon {
                 if scrubber.cancel.is_cancelled() {
                     return Err(ScrubError::Cancelled); // While it waited.
                 }
-                // The watch does not show one that lacks its label.
-                if let Some((client, namespace)) = jobs {
-                    jobs::none_at_work(&client, &namespace, &order.pv.name, &shared).await?;
+                if checked.elapsed() > FRESH {
+                    check().await?;
                 }
                 match tokio::task::spawn_blocking(move || scrubber.run()).await {
                     Ok(result) => result,
@@ -236,11 +253,8 @@ impl Daemon {
                 }
             };
             let result = in_slot(slot, &progress, run).await;
-            Done::Scrubbed {
-                order,
-                result,
-                took: began.elapsed(),
-            }
+            let took = began.elapsed();
+            Done::Scrubbed { order, result, took }
         });
     }
 

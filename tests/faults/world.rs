@@ -122,6 +122,7 @@ impl World {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 4,
+                creations: local_volume_provisioner::run::CREATIONS,
                 scrub_retries: 10,
             },
             scan: ScanSettings {

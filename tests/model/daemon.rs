@@ -128,6 +128,7 @@ impl Daemon {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 2,
+                creations: usize::MAX,
                 scrub_retries: u32::MAX,
             },
             mode: self.mode,

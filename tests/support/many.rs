@@ -133,6 +133,7 @@ impl Many {
                 grace_period: Duration::from_secs(60),
                 discovery_period: Duration::from_secs(10),
                 scrub_concurrency: 4,
+                creations: usize::MAX,
                 scrub_retries: 10,
             },
             mode: Mode::Patch,

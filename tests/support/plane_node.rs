@@ -159,6 +159,7 @@ pub fn settings(node_name: &str, config_dir: &Path) -> Settings {
             grace_period: GRACE,
             discovery_period: PERIOD,
             scrub_concurrency: 4,
+            creations: local_volume_provisioner::run::CREATIONS,
             scrub_retries: 10,
         },
         scrub: Default::default(),

@@ -372,3 +372,21 @@ fn an_unreadable_directory_says_nothing_about_its_entries() {
     assert!(matches!(w.plan().volumes[0].state, State::Available));
     assert!(w.plan().volumes[0].warning.is_some());
 }
+
+#[test]
+fn of_many_new_volumes_some_have_their_turn_after_others() {
+    let mut w = world();
+    w.limits.creations = 3;
+    for (entry, uuid) in [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")] {
+        w.entry(entry, mount(uuid));
+    }
+    w.expect_actions(&["create /mnt/fast/a", "create /mnt/fast/b", "create /mnt/fast/c"]);
+    assert_eq!(w.states().len(), 5, "each has its row");
+    // One is on its way, and one is not due again yet: only the former takes a turn.
+    let name = |entry| names::classic_pv_name(entry, "node1", "fast");
+    let making = available("a", "1").with(|pv| pv.name = name("a"));
+    w.memory.creating.insert(making.name.clone(), making);
+    w.memory.in_flight.insert(name("a"));
+    w.memory.write_failed(&name("b"), "503".into(), w.now);
+    w.expect_actions(&["create /mnt/fast/c", "create /mnt/fast/d"]);
+}

@@ -61,6 +61,7 @@ pub(super) fn world() -> World {
             grace_period: secs(60),
             discovery_period: secs(10),
             scrub_concurrency: 4,
+            creations: usize::MAX,
             scrub_retries: 10,
         },
         mode: Mode::Patch,
