@@ -97,6 +97,13 @@ impl<'a> Cluster<'a> {
         mounts::unmount(&self.dir.join("disks").join(entry))
     }
 
+    /// Tells the program of a change of the directory that is none.
+    pub(crate) fn touch(&self) -> Result<()> {
+        let disks = self.dir.join("disks");
+        let mode = std::fs::metadata(&disks)?.permissions();
+        std::fs::set_permissions(&disks, mode).context("set the mode of the directory")
+    }
+
     /// A kubeconfig of the daemon's user, by way of this address if there is one.
     pub(crate) fn kubeconfig(&self, by: Option<std::net::SocketAddr>) -> Result<PathBuf> {
         let path = self.plane.kubeconfig_of("full")?;

@@ -18,8 +18,9 @@ use crate::report::Report;
 pub(crate) const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
-/// In this time there are one or two passes over what nothing happens to.
-const LOOKS: Duration = Duration::from_secs(45);
+/// So many passes over what nothing happens to are measured together, and so long apart that each is one of its own.
+const LOOKS: usize = 40;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// Longer than the period between two looks.
 pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
@@ -207,16 +208,7 @@ pub(crate) async fn many(
     report.add(column, &name, "MB", memory.resident);
     let name = format!("of that anonymous, {} volumes", scale.volumes);
     report.add(column, &name, "MB", memory.anonymous);
-    let (cpu, before) = (running.cpu()?, running.passes().await?);
-    tokio::time::sleep(LOOKS).await;
-    // A program that does not count its passes has its own figure.
-    if let (Some(before), Some(after)) = (before, running.passes().await?)
-        && after > before
-    {
-        let pass = milliseconds(running.cpu()? - cpu) / (after - before);
-        let name = format!("a pass over {} unchanged volumes, CPU", scale.volumes);
-        report.add(column, &name, "ms", pass);
-    }
+    unchanged(cluster, &running, scale, report, column).await?;
     let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
     cluster.bind(&names).await?;
     let cpu = running.cpu()?;
@@ -225,6 +217,29 @@ pub(crate) async fn many(
     let cpu = milliseconds(running.cpu()? - cpu) / 1e3;
     report.add(column, "CPU for that", "s", cpu);
     running.check()
+}
+
+/// What a pass costs that shows nothing new. Something that changes nothing leads to each: the mode of the directory.
+async fn unchanged(
+    cluster: &Cluster<'_>,
+    running: &Running,
+    scale: &Scale,
+    report: &mut Report,
+    column: usize,
+) -> Result<()> {
+    let Some(before) = running.passes().await? else {
+        return Ok(()); // A program that does not count its passes.
+    };
+    let cpu = running.cpu()?;
+    for _ in 0..LOOKS {
+        cluster.touch()?;
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    let cpu = running.cpu()? - cpu;
+    let passes = running.passes().await?.unwrap_or_default() - before;
+    let name = format!("a pass over {} unchanged volumes, CPU", scale.volumes);
+    report.add(column, &name, "ms", milliseconds(cpu) / passes);
+    Ok(())
 }
 
 /// What the same takes whoever does it.

@@ -1,6 +1,6 @@
 //! Releases under way: from the moment that this process saw one to the moment that its volume is available again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,12 +31,15 @@ impl Releases {
         ownership: &Ownership,
         memory: &Memory,
     ) -> Vec<Duration> {
+        if self.0.is_empty() && memory.released_since.is_empty() {
+            return Vec::new();
+        }
         let kept = plan.volumes.iter().filter(|volume| is_kept(&volume.state));
-        let kept: BTreeSet<&str> = kept.filter_map(|volume| volume.pv.as_deref()).collect();
+        let kept: HashSet<&str> = kept.filter_map(|volume| volume.pv.as_deref()).collect();
         let on_its_way = |volume: &&Volume| !volume.published && may_be_published(&volume.state);
-        let unpublished: BTreeSet<PathBuf> = plan.volumes.iter().filter(on_its_way).map(path).collect();
+        let unpublished: HashSet<PathBuf> = plan.volumes.iter().filter(on_its_way).map(path).collect();
         let own = cluster.pvs.values().filter(|pv| ownership.of(pv) == Owner::Ours);
-        let own: BTreeMap<&Path, &Pv> = own.filter_map(|pv| Some((pv.path.as_deref()?, pv))).collect();
+        let own: HashMap<&Path, &Pv> = own.filter_map(|pv| Some((pv.path.as_deref()?, pv))).collect();
         let released = |pv: &Pv| {
             memory.released_since.contains_key(&pv.uid) && pv.claim.is_some() && !kept.contains(pv.name.as_str())
         };

@@ -94,39 +94,33 @@ impl Daemon {
     pub(super) async fn connect(&mut self) {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
-        let node = self
-            .until("read the node", |client, settings| {
-                read_node(client, settings.node_name.clone())
-            })
-            .await;
+        const PERMISSIONS: &str = "ask for the permissions";
+        let node = self.until("read the node", |client, settings| {
+            read_node(client, settings.node_name.clone())
+        });
+        let mode = self.until(PERMISSIONS, |client, _| async move { api::mode(&client).await });
+        let no_node_watch = self.until(PERMISSIONS, |client, _| async move {
+            api::refused_to_watch(&Api::<Node>::all(client), "", "nodes", None).await
+        });
+        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
+        let no_jobs = self.until(PERMISSIONS, |client, settings| {
+            super::jobs::ask(client, settings.namespace.clone())
+        });
+        // None waits for another: a start is a handful of round trips.
+        let (node, mode, no_node_watch, no_jobs) = tokio::join!(node, mode, no_node_watch, no_jobs);
         self.node_read = Some(Instant::now());
         self.shared.update(|store| store.node(&node));
-        self.mode = self
-            .until("ask for the permissions", |client, _| async move {
-                api::mode(&client).await
-            })
-            .await;
+        self.mode = mode;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
         let (client, shared) = (self.client.clone(), self.shared.clone());
         self.watches
             .spawn(watch::storage_classes(client.clone(), shared.clone()));
-        self.node_watched = self
-            .until("ask for the permissions", |client, _| async move {
-                api::refused_to_watch(&Api::<Node>::all(client), "", "nodes", None).await
-            })
-            .await
-            .is_none();
+        self.node_watched = no_node_watch.is_none();
         if self.node_watched {
             let name = self.settings.node_name.clone();
             self.watches.spawn(watch::node(client, shared, name));
         }
-        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
-        let refused = self
-            .until("ask for the permissions", |client, settings| {
-                super::jobs::ask(client, settings.namespace.clone())
-            })
-            .await;
-        self.take_job_permission(refused);
+        self.take_job_permission(no_jobs);
     }
 
     /// Watches the PVs in the way that fits the permissions, the node's hostname label, and whether PVs are named by the
