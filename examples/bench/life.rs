@@ -319,9 +319,10 @@ pub(crate) async fn crowded(
     };
     add(FIRST_PV, "ms", milliseconds(first - running.began));
     available(cluster, USUAL).await?;
-    quiet(cluster).await?;
+    // Not later: the controllers take the longer to write to all PVs the more there are.
     add("CPU of the start", "ms", milliseconds(running.cpu()?));
     add("received at start", "kB", proxy.received() as f64 / 1e3);
+    quiet(cluster).await?;
     let memory = running.memory()?;
     add("resident memory", "MB", memory.resident);
     add("of that anonymous", "MB", memory.anonymous);
