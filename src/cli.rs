@@ -112,7 +112,7 @@ struct RunArgs {
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
     /// Log level: 0 to 3 are info, 4 and 5 debug, 6 and more trace
-    #[arg(short, long, default_value_t = 2, value_name = "LEVEL")]
+    #[arg(short, long, default_value_t = 2, value_name = "LEVEL", value_parser = log_level)]
     v: u8,
     #[command(flatten)]
     classic: classic::Ignored,
@@ -129,6 +129,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
         result => result.map_err(|error| error.to_string()),
     }
+}
+
+fn log_level(text: &str) -> Result<u8, String> {
+    text.parse()
+        .map_err(|_| "write a number: 2 for info, 4 for debug, 6 for trace".to_owned())
 }
 
 fn ready_volumes(text: &str) -> Result<(String, usize), String> {

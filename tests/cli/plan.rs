@@ -265,3 +265,21 @@ fn with_a_cluster_it_says_what_would_be_done_and_does_nothing() {
         assert!(writes.is_empty(), "{writes:#?}");
     });
 }
+
+#[test]
+fn a_directory_that_shows_nothing_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (empty, missing) = (dir.path().join("empty"), dir.path().join("missing"));
+    std::fs::create_dir(&empty).unwrap();
+    for (directory, code, words) in [
+        (&empty, 0, "it is empty; mount a filesystem on a directory in it"),
+        (&missing, 1, "it does not exist; make it"),
+    ] {
+        let directory = directory.display().to_string();
+        let args = ["plan", "--class", "fast", "--node-name", "node1", "--host-dir", &directory];
+        let ended = run(&args);
+        assert_eq!(ended.code, Some(code), "{}", ended.err);
+        let expected = format!("directory {directory} (class fast): {words}");
+        assert!(ended.err.contains(&expected), "{}", ended.err);
+    }
+}

@@ -23,13 +23,15 @@ pub(super) fn table(plan: &Plan, observed: &Observed, with_cluster: bool) -> boo
     let mut readable = true;
     for (key, directory) in &observed.directories {
         let why = match directory {
-            Directory::Read(entries) if entries.is_empty() => "is empty",
+            Directory::Read(entries) if entries.is_empty() => {
+                "it is empty; mount a filesystem on a directory in it, or put a link to a block device there"
+            }
             Directory::Read(_) => continue,
-            Directory::Missing => "does not exist",
+            Directory::Missing => "it does not exist; make it, or name the directory of the class as it is seen here",
             Directory::Unreadable(error) => error.as_str(),
         };
         readable &= matches!(directory, Directory::Read(_));
-        eprintln!("{}: {} (class {})", key.mount_dir.display(), why, key.class);
+        eprintln!("directory {} (class {}): {why}", key.mount_dir.display(), key.class);
     }
     if let HostView::Blind(reason) = &observed.host {
         eprintln!("mounts of pods cannot be seen: {reason}");
