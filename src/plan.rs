@@ -7,6 +7,7 @@ mod condition;
 mod entry;
 mod job;
 mod release;
+mod sight;
 mod storage;
 mod upkeep;
 mod volume;
@@ -16,7 +17,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,9 +29,11 @@ use crate::cluster::{ClaimRef, CleaningJob, Cluster, Mode, Node, Owner, Ownershi
 use crate::config::{Cleaner, Config};
 use crate::identity::VolumeId;
 use crate::memory::{Memory, ScrubState};
-use crate::observed::{Directory, DirectoryKey, Entry, Observed};
+use crate::observed::{DirectoryKey, Observed};
 use crate::reason::{Ailment, Held, Ignored};
 use crate::scrub::progress::Snapshot;
+
+use sight::{ClassDirectories, Entries, Sight};
 
 /// Everything a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -433,6 +436,9 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             creating.entry(path.clone()).or_default().push(&pv.name);
         }
     }
+    // One that failed and is to be read before it is tried again takes no turn.
+    let under_way = |name: &&String| inputs.memory.in_flight.contains(*name);
+    let being_made = inputs.memory.creating.keys().filter(under_way).count();
     let mut planner = Planner {
         i: inputs,
         plan: Plan::default(),
@@ -452,7 +458,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 })
                 .count(),
         ),
-        creations: inputs.limits.creations.saturating_sub(inputs.memory.creating.len()),
+        creations: inputs.limits.creations.saturating_sub(being_made),
         occupied: HashMap::new(),
         names: HashSet::new(),
         wanted_jobs: BTreeSet::new(),
@@ -479,69 +485,6 @@ pub fn directories(config: &Config, cluster: &Cluster) -> Vec<DirectoryKey> {
     let mut keys: BTreeSet<DirectoryKey> = class_directories.0.values().cloned().collect();
     keys.extend(cluster.pvs.values().filter_map(|pv| class_directories.of_pv(pv)));
     keys.into_iter().collect()
-}
-
-/// The directories of the classes.
-struct ClassDirectories<'a>(BTreeMap<&'a str, DirectoryKey>);
-
-impl<'a> ClassDirectories<'a> {
-    fn of(config: &'a Config) -> Self {
-        let place = |(name, class): (&'a String, &'a crate::config::Class)| (name.as_str(), DirectoryKey::from(class));
-        Self(config.classes.iter().map(place).collect())
-    }
-
-    /// Where the volume of a PV is: in its class's directory if that is (still) the one it was published from, else where
-    /// the PV says it was published from.
-    fn of_pv(&self, pv: &Pv) -> Option<DirectoryKey> {
-        let host_dir = pv.host_dir()?;
-        if let Some(place) = self.0.get(pv.class.as_str())
-            && place.host_dir == host_dir
-        {
-            return Some(place.clone());
-        }
-        let mount_dir = pv.annotation(crate::names::CLASS_DIRECTORY)?;
-        Some(DirectoryKey::new(&pv.class, host_dir, mount_dir))
-    }
-}
-
-impl From<&crate::config::Class> for DirectoryKey {
-    fn from(class: &crate::config::Class) -> Self {
-        Self::new(&class.name, &class.host_dir, &class.mount_dir)
-    }
-}
-
-/// What the observation says of a PV's volume.
-enum Sight<'a> {
-    /// Nothing can be said: the directory or the entry could not be read, for this reason.
-    Unseen(Held),
-    /// A system call on it hangs.
-    Unresponsive(&'a str),
-    /// The directory was read, and the entry is not there.
-    Absent,
-    /// It is there, and answers with errors.
-    Failing(&'a str),
-    /// It is there.
-    Entry(&'a Entry),
-}
-
-/// The entries of the directories that were read, by name.
-struct Entries<'a>(BTreeMap<&'a DirectoryKey, HashMap<&'a OsStr, &'a Entry>>);
-
-impl<'a> Entries<'a> {
-    fn of(observed: &'a Observed) -> Self {
-        let by_name = |(key, directory): (&'a DirectoryKey, &'a Directory)| match directory {
-            Directory::Read(entries) => {
-                let named = entries.iter().map(|entry| (entry.name.as_os_str(), entry));
-                Some((key, named.collect()))
-            }
-            _ => None,
-        };
-        Self(observed.directories.iter().filter_map(by_name).collect())
-    }
-
-    fn get(&self, key: &DirectoryKey, name: Option<&OsStr>) -> Option<&'a Entry> {
-        self.0.get(key)?.get(name?).copied()
-    }
 }
 
 struct Planner<'a> {
@@ -602,32 +545,6 @@ impl<'a> Planner<'a> {
 
     fn usage(&self, pv: &Pv) -> Use {
         pv.usage(self.i.memory.watched_since_creation.contains(&pv.uid))
-    }
-
-    fn sight(&self, pv: &Pv) -> (Option<DirectoryKey>, Sight<'a>) {
-        let Some(key) = self.class_directories.of_pv(pv) else {
-            let held = if self.i.broken_classes.contains(&pv.class) {
-                Held::Unreadable("its class is broken in the configuration; mend it".into())
-            } else {
-                Held::ClassNotConfigured
-            };
-            return (None, Sight::Unseen(held));
-        };
-        let sight = match self.i.observed.directories.get(&key) {
-            None => Sight::Unseen(Held::Unreadable("its directory was not looked at yet".into())),
-            Some(Directory::Unreadable(error)) => Sight::Unseen(Held::Unreadable(error.clone())),
-            Some(Directory::Missing) => Sight::Absent,
-            Some(Directory::Read(_)) => match self.entries.get(&key, pv.entry()) {
-                None => Sight::Absent,
-                Some(entry) => match &entry.kind {
-                    crate::observed::EntryKind::Unresponsive(call) => Sight::Unresponsive(call),
-                    crate::observed::EntryKind::Failing(what) => Sight::Failing(what),
-                    crate::observed::EntryKind::Failed(error) => Sight::Unseen(Held::Unreadable(error.clone())),
-                    _ => Sight::Entry(entry),
-                },
-            },
-        };
-        (Some(key), sight)
     }
 
     fn notice(&mut self, pv: &Pv, severity: Severity, reason: &'static str, message: String) {

@@ -95,6 +95,8 @@ struct Daemon {
     outbox: Outbox,
     tasks: JoinSet<Done>,
     writes: Arc<Semaphore>,
+    /// As many scrubs ask the API server at once whether they may begin. They do not queue behind writes.
+    questions: Arc<Semaphore>,
     /// As many scrubs run at once.
     slots: Arc<Semaphore>,
     /// Scrubs that have ended since the last pass.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -80,15 +80,15 @@ where
 }
 
 /// As [`keep`], until an error that ends it.
-async fn keep_until<E, S, T>(
+async fn keep_until<K, S, T>(
     shared: &Shared,
     what: &str,
     make: impl Fn() -> S,
-    mut seen: impl FnMut(E),
+    mut seen: impl FnMut(Event<K>),
     over: impl Fn(&watcher::Error) -> Option<T>,
 ) -> T
 where
-    S: Stream<Item = watcher::Result<E>> + Send,
+    S: Stream<Item = watcher::Result<Event<K>>> + Send,
 {
     let mut failures = 0;
     let mut failed_at = Instant::now();
@@ -294,21 +294,20 @@ pub async fn jobs(client: Client, shared: Shared, namespace: String, node_name: 
     }
     let api: Api<Job> = Api::namespaced(client, &namespace);
     let selectors = job::selectors(&node_name);
-    let mut jobs: Vec<Whole<Job>> = selectors.iter().map(|_| Whole::new()).collect();
-    let stream = || {
-        let watches = selectors.iter().enumerate().map(|(which, selector)| {
-            let events = watcher(api.clone(), config().labels(selector));
-            events.map_ok(move |event| (which, event.modify(prune_job))).boxed()
-        });
-        futures::stream::select_all(watches)
-    };
-    let seen = |(which, event): (usize, Event<Job>)| {
+    let jobs: Mutex<Vec<Whole<Job>>> = Mutex::new(selectors.iter().map(|_| Whole::new()).collect());
+    let take = |which: usize, event| {
+        let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = jobs.get_mut(which).is_some_and(|jobs| jobs.take(event));
         if changed && jobs.iter().all(|jobs| jobs.listed) {
             shared.update(|store| store.jobs(jobs.iter().flat_map(|jobs| jobs.objects.values())));
         }
     };
-    keep_until(&shared, "jobs", stream, seen, refused_verb).await
+    let watches = selectors.iter().enumerate().map(|(which, selector)| {
+        let (api, shared, take) = (&api, &shared, &take);
+        let stream = move || watcher(api.clone(), config().labels(selector)).map_ok(|event| event.modify(prune_job));
+        keep_until(shared, "jobs", stream, move |event| take(which, event), refused_verb).boxed()
+    });
+    futures::future::select_all(watches).await.0
 }
 
 /// Drops what is not used of a Job.

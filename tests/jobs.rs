@@ -246,6 +246,19 @@ fn a_job_without_labels_is_not_overlooked() {
         end(&name).await?;
         let second = node.again("disk1", &pv).await?;
 
+        // Nor is one that says it is for another node.
+        let class = second.spec.as_ref().and_then(|spec| spec.storage_class_name.clone());
+        let second = node.claim_of_mode("b", &class.context("a class")?, "Block").await?;
+        std::fs::write(device.path(), vec![0xaa; 1 << 20])?;
+        let elsewhere = json!({"pv": second.name_any(), "kubernetes.io/hostname": "elsewhere"});
+        made(&name, elsewhere).await?;
+        node.release("b").await?;
+        node.event(&second, "VolumeFailedDelete", "at work on it").await?;
+        node.several_passes().await;
+        ensure!(!is_zero(device.path())?, "scrubbed beside a Job of another label");
+        end(&name).await?;
+        let second = node.again("disk1", &second).await?;
+
         // Nobody publishes beside one, also not after a start, and not if its label is taken away.
         node.stop().await?;
         node.delete(&second).await?;

@@ -26,7 +26,7 @@ const MOST_AHEAD: usize = 64;
 /// What a scrub was ordered by may be out of date when it has waited so long for a slot: another pass orders it anew.
 const AHEAD: Duration = Duration::from_secs(1);
 
-/// For so long what was asked of Jobs holds: one that was made since has no container that runs.
+/// For so long after the question an answer about Jobs holds: one that was made since has no container that runs.
 const FRESH: Duration = Duration::from_millis(200);
 
 impl Daemon {
@@ -213,7 +213,8 @@ impl Daemon {
         let jobs = self
             .jobs_known()
             .then(|| (self.client.clone(), self.settings.namespace.clone()));
-        let (shared, slots, writes) = (self.shared.clone(), Arc::clone(&self.slots), Arc::clone(&self.writes));
+        let (shared, slots) = (self.shared.clone(), Arc::clone(&self.slots));
+        let questions = Arc::clone(&self.questions);
         let progress = scrubber.progress.clone();
         self.tasks.spawn(async move {
             let order = Box::new(scrubber.order.clone());
@@ -223,15 +224,21 @@ impl Daemon {
                 None => Ok(()),
             };
             // Slots are for disks: the API server is asked before there is one.
-            let checked = {
-                let _permit = writes.acquire().await;
+            let Ok(Ok(permit)) = tokio::time::timeout(AHEAD, questions.acquire_owned()).await else {
+                let uid = order.pv.uid;
+                return Done::NotScrubbed { uid, before };
+            };
+            let asked = Instant::now();
+            let answer = if scrubber.cancel.is_cancelled() {
+                Err(ScrubError::Cancelled)
+            } else {
                 check().await
             };
-            if let Err(error) = checked {
-                let (result, took) = (Err(error), Duration::ZERO);
+            drop(permit);
+            if let Err(error) = answer {
+                let (result, took) = (Err(error), asked.elapsed());
                 return Done::Scrubbed { order, result, took };
             }
-            let checked = Instant::now();
             let Ok(Ok(slot)) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
                 let uid = order.pv.uid;
                 return Done::NotScrubbed { uid, before };
@@ -244,7 +251,7 @@ impl Daemon {
                 if scrubber.cancel.is_cancelled() {
                     return Err(ScrubError::Cancelled); // While it waited.
                 }
-                if checked.elapsed() > FRESH {
+                if asked.elapsed() > FRESH {
                     check().await?;
                 }
                 match tokio::task::spawn_blocking(move || scrubber.run()).await {

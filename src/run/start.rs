@@ -74,6 +74,7 @@ pub(super) fn daemon(
         outbox,
         tasks: JoinSet::new(),
         writes: Arc::new(Semaphore::new(WRITES)),
+        questions: Arc::new(Semaphore::new(WRITES)),
         slots: Arc::new(Semaphore::new(slots)),
         scrubs_ended: 0,
         running: std::collections::BTreeMap::new(),
@@ -94,23 +95,30 @@ impl Daemon {
     pub(super) async fn connect(&mut self) {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
-        const PERMISSIONS: &str = "ask for the permissions";
-        let node = self.until("read the node", |client, settings| {
-            read_node(client, settings.node_name.clone())
-        });
-        let mode = self.until(PERMISSIONS, |client, _| async move { api::mode(&client).await });
-        let no_node_watch = self.until(PERMISSIONS, |client, _| async move {
-            api::refused_to_watch(&Api::<Node>::all(client), "", "nodes", None).await
-        });
-        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
-        let no_jobs = self.until(PERMISSIONS, |client, settings| {
-            super::jobs::ask(client, settings.namespace.clone())
-        });
-        // None waits for another: a start is a handful of round trips.
-        let (node, mode, no_node_watch, no_jobs) = tokio::join!(node, mode, no_node_watch, no_jobs);
+        // First, for as long as that is refused no other permission says anything: they come together.
+        let node = self
+            .until("read the node", |client, settings| {
+                read_node(client, settings.node_name.clone())
+            })
+            .await;
         self.node_read = Some(Instant::now());
         self.shared.update(|store| store.node(&node));
-        self.mode = mode;
+        self.mode = self
+            .until("ask for the permissions", |client, _| async move {
+                api::mode(&client).await
+            })
+            .await;
+        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
+        let (no_node_watch, no_jobs) = self
+            .until("ask for the permissions", |client, settings| {
+                let namespace = settings.namespace.clone();
+                async move {
+                    let nodes = Api::<Node>::all(client.clone());
+                    let watch_node = api::refused_to_watch(&nodes, "", "nodes", None);
+                    tokio::try_join!(watch_node, super::jobs::ask(client.clone(), namespace))
+                }
+            })
+            .await;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
         let (client, shared) = (self.client.clone(), self.shared.clone());
         self.watches

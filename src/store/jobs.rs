@@ -37,11 +37,12 @@ impl Store {
             let at_work = job.progress == JobProgress::AtWork;
             let same = |shown: &CleaningJob| shown.name == job.name || shown.progress == JobProgress::AtWork;
             // One that was being deleted, or had ended, is gone, or as good as that.
-            let may_be_there = if job.watched { at_work && !job.deleting } else { true };
+            let shown = self.is_shown(&job);
+            let may_be_there = if shown { at_work && !job.deleting } else { true };
             if read.get(&pv).is_some_and(same) || !may_be_there || self.is_elsewhere(&job) {
                 continue;
             }
-            if job.watched {
+            if shown {
                 self.doubtful_jobs.insert(job.name.clone(), job.uid.clone());
             }
             if at_work || !read.contains_key(&pv) {
@@ -49,6 +50,12 @@ impl Store {
             }
         }
         self.cluster.jobs = Jobs::Read(read);
+    }
+
+    /// Whether the watch shows a Job, as long as it is there.
+    fn is_shown(&self, job: &CleaningJob) -> bool {
+        let node = self.cluster.node.as_ref();
+        node.is_some_and(|node| job.is_shown_to(&node.name))
     }
 
     /// Whether a Job is tied to another node.
@@ -123,7 +130,7 @@ impl Store {
         let Jobs::Read(jobs) = &self.cluster.jobs else {
             return Vec::new();
         };
-        let unwatched = jobs.values().filter(|job| !job.watched);
+        let unwatched = jobs.values().filter(|job| !self.is_shown(job));
         unwatched.map(|job| (job.name.clone(), job.uid.clone())).collect()
     }
 

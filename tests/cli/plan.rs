@@ -276,7 +276,15 @@ fn a_directory_that_shows_nothing_is_named_with_what_to_do() {
         (&missing, 1, "it does not exist; make it"),
     ] {
         let directory = directory.display().to_string();
-        let args = ["plan", "--class", "fast", "--node-name", "node1", "--host-dir", &directory];
+        let args = [
+            "plan",
+            "--class",
+            "fast",
+            "--node-name",
+            "node1",
+            "--host-dir",
+            &directory,
+        ];
         let ended = run(&args);
         assert_eq!(ended.code, Some(code), "{}", ended.err);
         let expected = format!("directory {directory} (class fast): {words}");

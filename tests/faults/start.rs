@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
-use testkit::api::Fault;
+use testkit::api::{Fault, Permissions};
 
 use crate::world::{Trouble, World, always, as_users};
 
@@ -96,6 +96,34 @@ fn each_list_is_waited_for_at_a_bearable_pace() {
         world.readiness(200, "ok").await?;
         world.api.finish_job("default", &format!("cleanup-{name}"), true);
         world.lives_on("disk1").await
+    });
+}
+
+/// The daemon may be there before its bindings are.
+#[test]
+fn permissions_that_come_later_count() {
+    as_users("granted_later", &["full"], async |world: Rc<World>| {
+        world.tmpfs("disk1")?;
+        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
+        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name}},
+            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
+        world.api.create("jobs", "default", job);
+        world.api.set_permissions("full", Permissions::none());
+        world.start();
+        world.readiness(503, "not permitted").await?;
+        world.pass_time(MINUTE).await;
+        world.api.set_permissions("full", Permissions::full());
+        world.readiness(200, "ok").await?;
+        world.pass_time(MINUTE).await;
+        ensure!(world.pv("disk1").is_none(), "the Job was overlooked");
+        world.api.finish_job("default", &format!("cleanup-{name}"), true);
+        let pv = world.available("disk1", &Value::Null).await?;
+        let finalizers = &pv["metadata"]["finalizers"];
+        ensure!(
+            finalizers.to_string().contains("local-volume-provisioner/scrub"),
+            "{finalizers}"
+        );
+        Ok(())
     });
 }
 

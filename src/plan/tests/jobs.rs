@@ -176,7 +176,7 @@ fn what_held_the_last_job_is_told_until_the_next_is_made() {
 fn a_foreign_job_is_waited_for_and_never_deleted() {
     for (mut w, _) in worlds() {
         let mut foreign = job("pv-disk", "", JobProgress::AtWork);
-        foreign.watched = false;
+        foreign.labelled = false;
         w.job("pv-disk", foreign.clone());
         w.expect(&[], &["disk held job-running"], &["pv-disk VolumeFailedDelete"]);
         w.config.use_job_for_cleaning = false;

@@ -389,4 +389,7 @@ fn of_many_new_volumes_some_have_their_turn_after_others() {
     w.memory.in_flight.insert(name("a"));
     w.memory.write_failed(&name("b"), "503".into(), w.now);
     w.expect_actions(&["create /mnt/fast/c", "create /mnt/fast/d"]);
+    // Those that are refused, and are read before they are tried again, take none.
+    w.memory.in_flight.clear();
+    w.expect_actions(&["create /mnt/fast/a", "create /mnt/fast/c", "create /mnt/fast/d"]);
 }

@@ -160,3 +160,22 @@ fn jobs_at_work_outlive_the_permission_to_read_them() {
     store.jobs_unreadable("list");
     assert_eq!(store.cluster().jobs.at_work("pv1"), None);
 }
+
+#[test]
+fn a_job_that_names_another_node_is_read_by_name_until_it_has_ended() {
+    let mut store = store();
+    store.jobs([].iter());
+    // Made by hand: it runs here, and its label says otherwise.
+    let labels = json!({"pv": "pv1", "kubernetes.io/hostname": "node2"});
+    store.job_found(&labelled(labels.clone(), "x", 1, json!({"active": 1})));
+    store.jobs([].iter());
+    assert_eq!(known(&store), Some(("x", true)), "the watch never shows it");
+    assert!(store.doubtful_jobs().is_empty());
+    assert_eq!(store.unwatched_jobs(), [("cleanup-pv1".into(), "x".into())]);
+    store.job_read_by_name("cleanup-pv1", "x", Some(&labelled(labels, "x", 2, complete())));
+    assert_eq!(known(&store), Some(("x", false)));
+    // One that names this node is shown.
+    let labels = json!({"pv": "pv1", "kubernetes.io/hostname": "node1"});
+    store.job_found(&labelled(labels, "y", 3, json!({"active": 1})));
+    assert!(store.unwatched_jobs().is_empty());
+}
