@@ -351,10 +351,8 @@ where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
     let client = api.clone().into_client();
-    let ask = |verb| may(&client, verb, group, resource, namespace);
-    let (list, watch) = tokio::join!(ask("list"), ask("watch"));
-    for (verb, answer) in [("list", list), ("watch", watch)] {
-        match answer {
+    for verb in ["list", "watch"] {
+        match may(&client, verb, group, resource, namespace).await {
             Ok(true) => {}
             Ok(false) => return Ok(Some(verb)),
             Err(WriteError::Forbidden(_) | WriteError::Absent) => {
