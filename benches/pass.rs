@@ -1,4 +1,4 @@
-//! What passes over many volumes cost, without system calls: `cargo bench`.
+//! What passes over many volumes cost, without a cluster and without disks: `cargo bench`.
 #![allow(missing_docs)]
 
 use std::fmt::Write as _;
@@ -98,7 +98,7 @@ fn plan(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    // Two minutes in all: what is compared differs by more than a per cent.
+    // Two minutes in all. Short, for only differences of several per cent are of interest.
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
     targets = mountinfo, deadlines, plan
 }

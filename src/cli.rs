@@ -133,7 +133,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn log_level(text: &str) -> Result<u8, String> {
     text.parse()
-        .map_err(|_| "write a number: 2 for info, 4 for debug, 6 for trace".to_owned())
+        .map_err(|_| "write a number from 0 to 255: 2 is info, 4 debug, 6 trace".to_owned())
 }
 
 fn ready_volumes(text: &str) -> Result<(String, usize), String> {

@@ -97,7 +97,7 @@ impl<'a> Cluster<'a> {
         mounts::unmount(&self.dir.join("disks").join(entry))
     }
 
-    /// Tells the program of a change of the directory that is none.
+    /// Wakes the program by an inotify event of its directory, of which nothing is changed.
     pub(crate) fn touch(&self) -> Result<()> {
         let disks = self.dir.join("disks");
         let mode = std::fs::metadata(&disks)?.permissions();

@@ -97,7 +97,7 @@ impl Scale {
                 volumes: 1_000,
                 released: 200,
                 foreign: args.foreign.unwrap_or(1_000),
-                window: seconds(10),
+                window: seconds(60),
                 settled: None,
                 files: 100_000,
                 device_bytes: 512 << 20,
@@ -170,7 +170,8 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     let plane = Plane::start()?;
     let mut report = Report::new(scale.foreign);
     let host_mountinfo = format!("--host-mountinfo=/proc/{}/mountinfo", std::process::id());
-    let ours = Binary::new(&args.program, vec![host_mountinfo])?;
+    // The page's port is one for the whole machine.
+    let ours = Binary::new(&args.program, vec![host_mountinfo, "--status-address=".to_owned()])?;
     let other = args.vs.as_ref().map(|path| Binary::new(path, args.vs_arg.clone()));
     let wanted = |part| args.only.is_none_or(|only| only == part);
     let binaries: Vec<Binary> = [Some(Ok(ours)), other].into_iter().flatten().collect::<Result<_>>()?;

@@ -132,10 +132,11 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
             );
         }
     }
-    let readable = match args.output {
+    match args.output {
         Output::Table => print::table(&plan, &observed, args.kubeconfig.is_some()),
         Output::Yaml | Output::Json => print::objects(&plan, args.output)?,
-    };
+    }
+    let readable = print::directories(&observed);
     Ok(if good && readable {
         ExitCode::SUCCESS
     } else {

@@ -272,22 +272,17 @@ fn a_directory_that_shows_nothing_is_named_with_what_to_do() {
     let (empty, missing) = (dir.path().join("empty"), dir.path().join("missing"));
     std::fs::create_dir(&empty).unwrap();
     for (directory, code, words) in [
-        (&empty, 0, "it is empty; mount a filesystem on a directory in it"),
+        (&empty, 0, "it is empty; mount filesystems on directories in it"),
         (&missing, 1, "it does not exist; make it"),
     ] {
         let directory = directory.display().to_string();
-        let args = [
-            "plan",
-            "--class",
-            "fast",
-            "--node-name",
-            "node1",
-            "--host-dir",
-            &directory,
-        ];
-        let ended = run(&args);
-        assert_eq!(ended.code, Some(code), "{}", ended.err);
-        let expected = format!("directory {directory} (class fast): {words}");
-        assert!(ended.err.contains(&expected), "{}", ended.err);
+        for output in ["table", "yaml", "json"] {
+            let mut args = vec!["plan", "--class", "fast", "--node-name", "node1", "-o", output];
+            args.extend(["--host-dir", &directory]);
+            let ended = run(&args);
+            assert_eq!(ended.code, Some(code), "{output}: {}", ended.err);
+            let expected = format!("directory {directory} (class fast): {words}");
+            assert!(ended.err.contains(&expected), "{output}: {}", ended.err);
+        }
     }
 }

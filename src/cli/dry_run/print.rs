@@ -12,32 +12,38 @@ use crate::observed::{Directory, HostView, Observed};
 use crate::plan::{Action, Plan, State, Volume};
 use crate::status::{advice::advice, printable};
 
-/// Prints every entry, and with a cluster what would be done to it. False if a directory cannot be read.
-pub(super) fn table(plan: &Plan, observed: &Observed, with_cluster: bool) -> bool {
+/// Prints every entry, and with a cluster what would be done to it.
+pub(super) fn table(plan: &Plan, observed: &Observed, with_cluster: bool) {
     let header = ["CLASS", "ENTRY", "STATE", "PV", "CAPACITY", "REASON"];
     match terminal() {
         Some(width) => print!("{}", with_notes(&header[..5], &noted(plan), width)),
         // One line for each entry, for other programs.
         None => print!("{}", align(&header, &lines(plan))),
     }
-    let mut readable = true;
-    for (key, directory) in &observed.directories {
-        let why = match directory {
-            Directory::Read(entries) if entries.is_empty() => {
-                "it is empty; mount a filesystem on a directory in it, or put a link to a block device there"
-            }
-            Directory::Read(_) => continue,
-            Directory::Missing => "it does not exist; make it, or name the directory of the class as it is seen here",
-            Directory::Unreadable(error) => error.as_str(),
-        };
-        readable &= matches!(directory, Directory::Read(_));
-        eprintln!("directory {} (class {}): {why}", key.mount_dir.display(), key.class);
-    }
     if let HostView::Blind(reason) = &observed.host {
         eprintln!("mounts of pods cannot be seen: {reason}");
     }
     if with_cluster {
         actions(plan);
+    }
+}
+
+/// Says of each directory that shows nothing why that is. False if one cannot be read.
+pub(super) fn directories(observed: &Observed) -> bool {
+    let mut readable = true;
+    for (key, directory) in &observed.directories {
+        let why = match directory {
+            Directory::Read(entries) if entries.is_empty() => {
+                "it is empty; mount filesystems on directories in it, or put links to block devices there".to_owned()
+            }
+            Directory::Read(_) => continue,
+            Directory::Missing => {
+                "it does not exist; make it, or look elsewhere with --host-dir DIRECTORY --class NAME".to_owned()
+            }
+            Directory::Unreadable(error) => format!("it cannot be read: {error}"),
+        };
+        readable &= matches!(directory, Directory::Read(_));
+        eprintln!("directory {} (class {}): {why}", key.mount_dir.display(), key.class);
     }
     readable
 }
@@ -130,7 +136,7 @@ fn actions(plan: &Plan) {
 }
 
 /// The PVs that would be created, as `kubectl apply` takes them.
-pub(super) fn objects(plan: &Plan, output: Output) -> anyhow::Result<bool> {
+pub(super) fn objects(plan: &Plan, output: Output) -> anyhow::Result<()> {
     let objects: Vec<&PersistentVolume> = plan
         .actions
         .iter()
@@ -142,7 +148,7 @@ pub(super) fn objects(plan: &Plan, output: Output) -> anyhow::Result<bool> {
     if output == Output::Json {
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
         println!("{}", serde_json::to_string_pretty(&list)?);
-        return Ok(true);
+        return Ok(());
     }
     for object in objects {
         println!(
@@ -152,5 +158,5 @@ pub(super) fn objects(plan: &Plan, output: Output) -> anyhow::Result<bool> {
                 .trim_end()
         );
     }
-    Ok(true)
+    Ok(())
 }
