@@ -21,10 +21,7 @@ fn jobs_denied(world: &World) {
 fn a_job_at_work_is_not_forgotten_with_the_permission_to_read_it() {
     as_users("jobs_denied", &["full"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;
-        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
-        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name}},
-            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
-        world.api.create("jobs", "default", job);
+        let job = world.job_at_work("disk1");
         world.start();
         world.readiness(200, "ok").await?;
         jobs_denied(&world);
@@ -36,7 +33,7 @@ fn a_job_at_work_is_not_forgotten_with_the_permission_to_read_it() {
             .requests_in(2 * MINUTE, "create", "selfsubjectaccessreviews")
             .await;
         ensure!((4..=14).contains(&count), "asked {count} times in two minutes");
-        world.api.finish_job("default", &format!("cleanup-{name}"), true);
+        world.api.finish_job("default", &job, true);
         world.pass_time(MINUTE).await;
         ensure!(world.pv("disk1").is_none(), "nobody can say that it has ended");
         world.api.set_permissions(world.user, Permissions::full());

@@ -62,10 +62,7 @@ fn each_list_is_waited_for_at_a_bearable_pace() {
     as_users("lists", &["full"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;
         // A Job is at work on it, which must not be overlooked because the server was busy at the start.
-        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
-        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name}},
-            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
-        world.api.create("jobs", "default", job);
+        let job = world.job_at_work("disk1");
         for (verb, resource) in [
             ("get", "nodes"),
             ("create", "selfsubjectaccessreviews"),
@@ -94,7 +91,7 @@ fn each_list_is_waited_for_at_a_bearable_pace() {
         }
         world.start();
         world.readiness(200, "ok").await?;
-        world.api.finish_job("default", &format!("cleanup-{name}"), true);
+        world.api.finish_job("default", &job, true);
         world.lives_on("disk1").await
     });
 }
@@ -104,10 +101,7 @@ fn each_list_is_waited_for_at_a_bearable_pace() {
 fn permissions_that_come_later_count() {
     as_users("granted_later", &["full"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;
-        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
-        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name}},
-            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
-        world.api.create("jobs", "default", job);
+        let job = world.job_at_work("disk1");
         world.api.set_permissions("full", Permissions::none());
         world.start();
         world.readiness(503, "not permitted").await?;
@@ -116,7 +110,7 @@ fn permissions_that_come_later_count() {
         world.readiness(200, "ok").await?;
         world.pass_time(MINUTE).await;
         ensure!(world.pv("disk1").is_none(), "the Job was overlooked");
-        world.api.finish_job("default", &format!("cleanup-{name}"), true);
+        world.api.finish_job("default", &job, true);
         let pv = world.available("disk1", &Value::Null).await?;
         let finalizers = &pv["metadata"]["finalizers"];
         ensure!(
@@ -131,10 +125,7 @@ fn permissions_that_come_later_count() {
 fn where_permissions_cannot_be_asked_for_they_are_tried() {
     as_users("no_review", &["full", "classic"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;
-        let name = local_volume_provisioner::names::classic_pv_name("disk1", "node1", crate::world::CLASS);
-        let job = json!({"metadata": {"name": format!("cleanup-{name}"), "labels": {"pv": name}},
-            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
-        world.api.create("jobs", "default", job);
+        let job = world.job_at_work("disk1");
         world.api.inject(always(
             Fault::status(403).verb("create").resource("selfsubjectaccessreviews"),
         ));
@@ -143,7 +134,7 @@ fn where_permissions_cannot_be_asked_for_they_are_tried() {
         world.pass_time(MINUTE).await;
         if world.user == "full" {
             ensure!(world.pv("disk1").is_none(), "the Job was overlooked");
-            world.api.finish_job("default", &format!("cleanup-{name}"), true);
+            world.api.finish_job("default", &job, true);
         }
         let pv = world.available("disk1", &Value::Null).await?;
         let ours = local_volume_provisioner::names::FINALIZER;

@@ -11,7 +11,7 @@ use local_volume_provisioner::scan::ScanSettings;
 use local_volume_provisioner::scrub::limits::Limits;
 use local_volume_provisioner::settings::Settings;
 use local_volume_provisioner::{api, plan};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::api::{Api, Controllers, Fault};
 use testkit::config_volume::ConfigVolume;
 use testkit::mounts;
@@ -221,6 +221,16 @@ impl World {
             "{entry} is not empty"
         );
         Ok(())
+    }
+
+    /// Makes a cleaning Job that is at work on an entry, and returns its name.
+    pub fn job_at_work(&self, entry: &str) -> String {
+        let pv = local_volume_provisioner::names::classic_pv_name(entry, "node1", CLASS);
+        let name = format!("cleanup-{pv}");
+        let job = json!({"metadata": {"name": name, "labels": {"pv": pv}},
+            "spec": {"template": {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}});
+        self.api.create("jobs", "default", job);
+        name
     }
 
     pub async fn pass_time(&self, by: Duration) {
