@@ -26,7 +26,8 @@ const MOST_AHEAD: usize = 64;
 /// What a scrub was ordered by may be out of date when it has waited so long for a slot: another pass orders it anew.
 const AHEAD: Duration = Duration::from_secs(1);
 
-/// For so long after the question an answer about Jobs holds: one that was made since has no container that runs.
+/// A scrub that waits for its slot for longer asks for Jobs again: one that was made a moment ago has no container that
+/// runs yet. How long the answer itself took does not count, for the next would take as long.
 const FRESH: Duration = Duration::from_millis(200);
 
 impl Daemon {
@@ -228,7 +229,6 @@ impl Daemon {
                 let uid = order.pv.uid;
                 return Done::NotScrubbed { uid, before };
             };
-            let asked = Instant::now();
             let answer = if scrubber.cancel.is_cancelled() {
                 Err(ScrubError::Cancelled)
             } else {
@@ -236,9 +236,10 @@ impl Daemon {
             };
             drop(permit);
             if let Err(error) = answer {
-                let (result, took) = (Err(error), asked.elapsed());
+                let (result, took) = (Err(error), None);
                 return Done::Scrubbed { order, result, took };
             }
+            let answered = Instant::now();
             let Ok(Ok(slot)) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
                 let uid = order.pv.uid;
                 return Done::NotScrubbed { uid, before };
@@ -251,7 +252,7 @@ impl Daemon {
                 if scrubber.cancel.is_cancelled() {
                     return Err(ScrubError::Cancelled); // While it waited.
                 }
-                if asked.elapsed() > FRESH {
+                if answered.elapsed() > FRESH {
                     check().await?;
                 }
                 match tokio::task::spawn_blocking(move || scrubber.run()).await {
@@ -260,7 +261,7 @@ impl Daemon {
                 }
             };
             let result = in_slot(slot, &progress, run).await;
-            let took = began.elapsed();
+            let took = Some(began.elapsed());
             Done::Scrubbed { order, result, took }
         });
     }

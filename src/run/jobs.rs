@@ -44,6 +44,11 @@ impl Reading {
         !self.to_ask
     }
 
+    /// The permission is asked for once more if there is no watch.
+    pub(super) fn ask_again_if_refused(&mut self) {
+        self.to_ask |= self.watch.is_empty();
+    }
+
     pub(super) fn new() -> Self {
         Self {
             watch: tokio::task::JoinSet::new(),

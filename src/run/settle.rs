@@ -58,7 +58,8 @@ pub(super) enum Done {
     Scrubbed {
         order: Box<ScrubOrder>,
         result: Result<Clean, ScrubError>,
-        took: Duration,
+        /// In its slot; `None` if it never had one.
+        took: Option<Duration>,
     },
     /// There was no slot for it.
     NotScrubbed {
@@ -323,12 +324,15 @@ impl Daemon {
         }
     }
 
-    fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Duration) {
+    fn scrubbed(&mut self, order: &ScrubOrder, result: Result<Clean, ScrubError>, took: Option<Duration>) {
         failpoint::hit!("settle.scrubbed");
         let (now, name, uid) = (self.now(), &order.pv.name, &order.pv.uid);
         self.running.remove(uid);
-        self.scrubs_ended += 1;
-        self.metrics.scrub_ended(took);
+        if let Some(took) = took {
+            self.scrubs_ended += 1;
+            self.metrics.scrub_ended(took);
+        }
+        let took = took.unwrap_or_default();
         let mode = self
             .shared
             .store()

@@ -95,7 +95,7 @@ impl Daemon {
     pub(super) async fn connect(&mut self) {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
-        // First, for as long as that is refused no other permission says anything: they come together.
+        // First, for as long as that is refused no other permission says anything.
         let node = self
             .until("read the node", |client, settings| {
                 read_node(client, settings.node_name.clone())
@@ -129,6 +129,8 @@ impl Daemon {
             self.watches.spawn(watch::node(client, shared, name));
         }
         self.take_job_permission(no_jobs);
+        // Once more in a moment: permissions that are being granted come one after the other.
+        self.jobs.ask_again_if_refused();
     }
 
     /// Watches the PVs in the way that fits the permissions, the node's hostname label, and whether PVs are named by the

@@ -38,7 +38,11 @@ impl Store {
             let same = |shown: &CleaningJob| shown.name == job.name || shown.progress == JobProgress::AtWork;
             // One that was being deleted, or had ended, is gone, or as good as that.
             let shown = self.is_shown(&job);
-            let may_be_there = if shown { at_work && !job.deleting } else { true };
+            let may_be_there = if shown {
+                at_work && !job.deleting
+            } else {
+                !self.is_over(&job)
+            };
             if read.get(&pv).is_some_and(same) || !may_be_there || self.is_elsewhere(&job) {
                 continue;
             }
@@ -58,6 +62,15 @@ impl Store {
         node.is_some_and(|node| job.is_shown_to(&node.name))
     }
 
+    /// Whether a Job has ended that nobody here counts or deletes: not one of a provisioner, or one that neither names this
+    /// node nor is tied to it.
+    fn is_over(&self, job: &CleaningJob) -> bool {
+        let ours = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
+        let tied_here = job.hostname.is_some() && job.hostname.as_deref() == ours;
+        let counts = !job.is_foreign() && (tied_here || self.is_shown(job));
+        job.progress != JobProgress::AtWork && !counts
+    }
+
     /// Whether a Job is tied to another node.
     fn is_elsewhere(&self, job: &CleaningJob) -> bool {
         let ours = self.ownership.as_ref().map(|ownership| ownership.hostname.as_str());
@@ -67,7 +80,7 @@ impl Store {
     /// A Job that we have made, or met under its name: the watch may lag, or not show it.
     pub fn job_found(&mut self, job: &Job) {
         let Some((pv, mut job)) = cleaning_job(job) else { return };
-        let elsewhere = self.is_elsewhere(&job);
+        let (elsewhere, over) = (self.is_elsewhere(&job), self.is_over(&job));
         let (Jobs::Read(jobs) | Jobs::Unreadable { left: jobs, .. }) = &mut self.cluster.jobs;
         let known = jobs.get(&pv);
         if let Some(known) = known.filter(|known| known.uid == job.uid) {
@@ -79,9 +92,8 @@ impl Store {
             return; // Of two for one PV the one at work counts.
         }
         // What is not ours matters as long as it is at work, and on this node.
-        let ended = job.progress != JobProgress::AtWork;
         self.version += 1;
-        if job.is_foreign() && (elsewhere || ended) {
+        if over || (job.is_foreign() && elsewhere) {
             jobs.remove(&pv);
         } else {
             jobs.insert(pv, job);

@@ -122,6 +122,22 @@ fn permissions_that_come_later_count() {
 }
 
 #[test]
+fn a_role_for_jobs_that_comes_a_moment_later_counts() {
+    as_users("jobs_granted_later", &["full"], async |world: Rc<World>| {
+        world.tmpfs("disk1")?;
+        let without_jobs = Permissions::full().deny(&["*"], &["jobs"]);
+        world.api.set_permissions("full", without_jobs);
+        world.start();
+        world.readiness(200, "ok").await?;
+        world.api.set_permissions("full", Permissions::full());
+        world.pass_time(MINUTE).await;
+        let count = world.api.count("watch", "jobs");
+        ensure!(count == 2, "{count} watches of Jobs");
+        Ok(())
+    });
+}
+
+#[test]
 fn where_permissions_cannot_be_asked_for_they_are_tried() {
     as_users("no_review", &["full", "classic"], async |world: Rc<World>| {
         world.tmpfs("disk1")?;

@@ -178,4 +178,27 @@ fn a_job_that_names_another_node_is_read_by_name_until_it_has_ended() {
     let labels = json!({"pv": "pv1", "kubernetes.io/hostname": "node1"});
     store.job_found(&labelled(labels, "y", 3, json!({"active": 1})));
     assert!(store.unwatched_jobs().is_empty());
+    // Tied to no node, and ended: nobody reads it any more.
+    let mut nowhere = labelled(
+        json!({"pv": "pv1", "kubernetes.io/hostname": "node2"}),
+        "z",
+        4,
+        json!({"active": 1}),
+    );
+    nowhere
+        .spec
+        .as_mut()
+        .unwrap()
+        .template
+        .spec
+        .as_mut()
+        .unwrap()
+        .node_selector = None;
+    let mut store = self::store();
+    store.jobs([].iter());
+    store.job_found(&nowhere);
+    assert_eq!(known(&store), Some(("z", true)), "it may run anywhere");
+    nowhere.status = serde_json::from_value(complete()).unwrap();
+    store.job_read_by_name("cleanup-pv1", "z", Some(&nowhere));
+    assert_eq!(known(&store), None);
 }
