@@ -6,6 +6,7 @@ mod configuration;
 mod jobs;
 mod look;
 mod pace;
+mod scrubs;
 mod settle;
 mod show;
 mod start;

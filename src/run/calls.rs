@@ -1,45 +1,22 @@
-//! Starting what a plan asks for: calls of the API, and scrubs. Each ends as a [`Done`], which the loop settles.
+//! Starting the calls of the API that a plan asks for. Each ends as a [`Done`], which the loop settles.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::Api;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Arc, Daemon, Duration, Ownership, Plan, jobs, start};
+use super::{Arc, Daemon, Duration, Ownership, Plan, start};
 use crate::api::{self, WriteError};
-use crate::cluster::{ClaimRef, Mode};
+use crate::cluster::ClaimRef;
 use crate::events::Letter;
 use crate::failpoint;
-use crate::memory::{ClaimState, Scrub, ScrubState};
-use crate::plan::{Limits, Notice, PvPatch, PvRef, ScrubOrder, Severity};
-use crate::recycle;
-use crate::scrub::ScrubError;
-use crate::scrub::checkpoint::Notes;
-use crate::scrub::progress::{Cancel, Progress, Unit};
+use crate::memory::ClaimState;
+use crate::plan::{Notice, PvPatch, PvRef, Severity};
 
 use super::settle::Done;
 
-/// So many scrubs at most are ordered ahead, for when a slot is free.
-const MOST_AHEAD: usize = 64;
-/// What a scrub was ordered by may be out of date when it has waited so long for a slot: another pass orders it anew.
-const AHEAD: Duration = Duration::from_secs(1);
-
-/// A scrub that waits for its slot for longer asks for Jobs again: one that was made a moment ago has no container that
-/// runs yet. How long the answer itself took does not count, for the next would take as long.
-const FRESH: Duration = Duration::from_millis(200);
-
 impl Daemon {
-    /// The limits of a plan. Where scrubs end faster than pass follows pass, twice as many are ordered ahead as have ended
-    /// since the last one, and wait for a slot: it is not to stay empty until the next pass.
-    pub(super) fn limits(&mut self) -> Limits {
-        let mut limits = self.settings.limits;
-        let ahead = (2 * std::mem::take(&mut self.scrubs_ended)).min(MOST_AHEAD);
-        limits.scrub_concurrency = limits.scrub_concurrency.saturating_add(ahead);
-        limits
-    }
-
     /// Runs a call of the API for a PV, among a bounded number of others.
     pub(super) fn call<F>(&mut self, key: &str, call: impl FnOnce() -> F + Send + 'static)
     where
@@ -167,105 +144,6 @@ impl Daemon {
         }
     }
 
-    pub(super) fn scrub(&mut self, order: ScrubOrder) {
-        failpoint::hit!("scrub.ordered");
-        let may_resume = self.may_resume(&order);
-        let former = self.memory.scrubs.get(&order.pv.uid);
-        let (failures, held_back) = former.map_or((0, 0), |scrub| (scrub.failures, scrub.held_back));
-        let before = former.cloned();
-        let stamp = former.and_then(|scrub| match &scrub.state {
-            ScrubState::Clean { stamp, .. } => stamp.clone(),
-            _ => None,
-        });
-        let unit = match order.kind {
-            crate::plan::ScrubKind::Filesystem => Unit::Entries,
-            crate::plan::ScrubKind::Device(_) => Unit::Bytes,
-        };
-        let progress = Progress::with_stall_timeout(unit, self.settings.scrub.stall_timeout)
-            .counted_by(self.metrics.scrub_counter(unit));
-        let cancel = Cancel::new();
-        let scrub = Scrub {
-            claim_uid: order.claim_uid.clone(),
-            failures,
-            held_back,
-            last_hold: former.and_then(|scrub| scrub.last_hold.clone()),
-            state: ScrubState::Running,
-        };
-        self.memory.scrubs.insert(order.pv.uid.clone(), scrub);
-        self.running
-            .insert(order.pv.uid.clone(), (progress.clone(), cancel.clone()));
-        let notes = (self.mode == Mode::Patch).then(|| Notes::new(Arc::clone(&self.shared.wake)));
-        self.notes
-            .extend(notes.clone().map(|notes| (order.pv.uid.clone(), notes)));
-        let scrubber = recycle::Scrubber {
-            client: self.client.clone(),
-            runtime: tokio::runtime::Handle::current(),
-            mode: self.mode,
-            scan: self.settings.scan.clone(),
-            tables: self.tables.clone(),
-            order,
-            earlier_stamp: stamp,
-            limits: self.settings.scrub,
-            progress,
-            cancel,
-            notes,
-            may_resume,
-        };
-        let jobs = self
-            .jobs_known()
-            .then(|| (self.client.clone(), self.settings.namespace.clone()));
-        let (shared, slots) = (self.shared.clone(), Arc::clone(&self.slots));
-        let questions = Arc::clone(&self.questions);
-        let progress = scrubber.progress.clone();
-        self.tasks.spawn(async move {
-            let order = Box::new(scrubber.order.clone());
-            // The watch does not show a Job that lacks its labels.
-            let check = async || match &jobs {
-                Some((client, namespace)) => jobs::none_at_work(client, namespace, &order.pv.name, &shared).await,
-                None => Ok(()),
-            };
-            // Slots are for disks: the API server is asked before there is one.
-            let Ok(Ok(permit)) = tokio::time::timeout(AHEAD, questions.acquire_owned()).await else {
-                let uid = order.pv.uid;
-                return Done::NotScrubbed { uid, before };
-            };
-            let answer = if scrubber.cancel.is_cancelled() {
-                Err(ScrubError::Cancelled)
-            } else {
-                check().await
-            };
-            drop(permit);
-            if let Err(error) = answer {
-                let (result, took) = (Err(error), None);
-                return Done::Scrubbed { order, result, took };
-            }
-            let answered = Instant::now();
-            let Ok(Ok(slot)) = tokio::time::timeout(AHEAD, slots.acquire_owned()).await else {
-                let uid = order.pv.uid;
-                return Done::NotScrubbed { uid, before };
-            };
-            progress.add(0); // It has not hung while it waited.
-            let path = order.directory.host_dir.join(&order.entry);
-            info!(pv = %order.pv.name, path = %path.display(), kind = ?order.kind, "scrub starts");
-            let began = Instant::now();
-            let run = async {
-                if scrubber.cancel.is_cancelled() {
-                    return Err(ScrubError::Cancelled); // While it waited.
-                }
-                if answered.elapsed() > FRESH {
-                    check().await?;
-                }
-                match tokio::task::spawn_blocking(move || scrubber.run()).await {
-                    Ok(result) => result,
-                    Err(panic) => Err(ScrubError::Failed(anyhow::anyhow!("the scrubber failed: {panic}"))),
-                }
-            };
-            let result = in_slot(slot, &progress, run).await;
-            let took = Some(began.elapsed());
-            Done::Scrubbed { order, result, took }
-        });
-    }
-
     /// Posts what is new among the plan's notices.
     pub(super) fn tell(&mut self, plan: &Plan, ownership: &Ownership) {
         let (news, first) = self.told.news(&plan.events);
@@ -291,22 +169,5 @@ impl Daemon {
             }
         }
         true
-    }
-}
-
-/// Runs a scrub in its slot, which others get when it has stalled: what hangs does nothing.
-async fn in_slot<T>(slot: OwnedSemaphorePermit, progress: &Progress, run: impl Future<Output = T>) -> T {
-    const LOOK: Duration = Duration::from_secs(1);
-    let mut slot = Some(slot);
-    tokio::pin!(run);
-    loop {
-        tokio::select! {
-            ended = &mut run => return ended,
-            () = tokio::time::sleep(LOOK), if slot.is_some() => {
-                if progress.snapshot().stalled.is_some() {
-                    slot = None;
-                }
-            }
-        }
     }
 }
