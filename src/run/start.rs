@@ -103,22 +103,8 @@ impl Daemon {
             .await;
         self.node_read = Some(Instant::now());
         self.shared.update(|store| store.node(&node));
-        self.mode = self
-            .until("ask for the permissions", |client, _| async move {
-                api::mode(&client).await
-            })
-            .await;
-        // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
-        let (no_node_watch, no_jobs) = self
-            .until("ask for the permissions", |client, settings| {
-                let namespace = settings.namespace.clone();
-                async move {
-                    let nodes = Api::<Node>::all(client.clone());
-                    let watch_node = api::refused_to_watch(&nodes, "", "nodes", None);
-                    tokio::try_join!(watch_node, super::jobs::ask(client.clone(), namespace))
-                }
-            })
-            .await;
+        let (mode, no_node_watch, no_jobs) = self.permissions().await;
+        self.mode = mode;
         info!(node = %self.settings.node_name, mode = ?self.mode, "connected");
         let (client, shared) = (self.client.clone(), self.shared.clone());
         self.watches
@@ -131,6 +117,27 @@ impl Daemon {
         self.take_job_permission(no_jobs);
         // Once more in a moment: permissions that are being granted come one after the other.
         self.jobs.ask_again_if_refused();
+    }
+
+    /// What may be done with PVs, and which verb keeps the Node and Jobs from being watched. All is asked at once; only a
+    /// server that does not answer is asked for one thing after the other.
+    async fn permissions(&self) -> (Mode, Option<&'static str>, Option<&'static str>) {
+        const WHAT: &str = "ask for the permissions";
+        let mode = |client: Client| async move { api::mode(&client).await };
+        let watch_node =
+            |client| async move { api::refused_to_watch(&Api::<Node>::all(client), "", "nodes", None).await };
+        let jobs = |client, settings: &Settings| super::jobs::ask(client, settings.namespace.clone());
+        let client = || self.client.clone();
+        let at_once = tokio::try_join!(mode(client()), watch_node(client()), jobs(client(), &self.settings));
+        match at_once {
+            Ok(answers) => answers,
+            // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
+            Err(_) => (
+                self.until(WHAT, |client, _| mode(client)).await,
+                self.until(WHAT, |client, _| watch_node(client)).await,
+                self.until(WHAT, jobs).await,
+            ),
+        }
     }
 
     /// Watches the PVs in the way that fits the permissions, the node's hostname label, and whether PVs are named by the
