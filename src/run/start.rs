@@ -132,11 +132,14 @@ impl Daemon {
         match at_once {
             Ok(answers) => answers,
             // An error is no answer: to take it for "there are no Jobs" would scrub beside one.
-            Err(_) => (
-                self.until(WHAT, |client, _| mode(client)).await,
-                self.until(WHAT, |client, _| watch_node(client)).await,
-                self.until(WHAT, jobs).await,
-            ),
+            Err(error) => {
+                tokio::time::sleep(api::wait(1, error.asked())).await;
+                (
+                    self.until(WHAT, |client, _| mode(client)).await,
+                    self.until(WHAT, |client, _| watch_node(client)).await,
+                    self.until(WHAT, jobs).await,
+                )
+            }
         }
     }
 
