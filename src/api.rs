@@ -1,94 +1,27 @@
-//! Calls of the API server: the client, its deadline, what may be done, and the writes with their preconditions.
+//! Calls of the API server: what may be done, and the writes with their preconditions.
 
+mod connection;
 mod pruned;
 mod wait;
 
 use std::time::Duration;
 
-use anyhow::Context;
-use axum::body::{Bytes, HttpBody};
-use axum::http::{Request, Response};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::client::{Body, ClientBuilder};
 use kube::core::Status;
-use kube::{Client, Config};
 use serde_json::{Value, json};
-use tower::timeout::TimeoutLayer;
-use tower::util::MapResponseLayer;
-use tower::{BoxError, Service};
 
 use crate::cluster::{CleaningJob, Mode};
 use crate::failpoint;
 use crate::names;
 use crate::plan::{PvPatch, PvRef};
 
+pub use connection::{client, connect, connect_by, with_layers};
 pub use pruned::PrunedPv;
 pub use wait::{asked_by, asked_by_watch, wait};
-
-/// How long a request may take until its response's headers; watches live on. Nine seconds, to tell it in logs from the
-/// many timeouts of 10 s around.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(9);
-
-/// Connects: KUBECONFIG if set, else the Pod's service account.
-///
-/// # Errors
-/// Neither is there, or what is there cannot be used.
-pub async fn connect() -> anyhow::Result<Client> {
-    let config = if std::env::var_os("KUBECONFIG").is_some() {
-        Config::from_kubeconfig(&kube::config::KubeConfigOptions::default())
-            .await
-            .context("KUBECONFIG cannot be used")?
-    } else {
-        Config::incluster().context("KUBECONFIG is not set, and this is no Pod with a service account")?
-    };
-    client(config)
-}
-
-/// Connects by this kubeconfig.
-///
-/// # Errors
-/// It cannot be read or used.
-pub async fn connect_by(kubeconfig: &std::path::Path) -> anyhow::Result<Client> {
-    let file = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
-    let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
-    client(config)
-}
-
-/// A client whose requests have a deadline and are never retried behind our back.
-///
-/// # Errors
-/// The configuration cannot be used, such as a broken certificate.
-pub fn client(mut config: Config) -> anyhow::Result<Client> {
-    config.default_retry = false;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.write_timeout = Some(REQUEST_TIMEOUT);
-    // Of a connection that died in the middle of an answer. A watch is silent for as long as it lasts.
-    config.read_timeout = Some(Duration::from_secs(u64::from(crate::watch::LONGEST_WATCH_SECONDS) + 20));
-    config.reset_reader_on_write = true;
-    let builder = ClientBuilder::try_from(config).context("the Kubernetes client cannot be made")?;
-    Ok(with_layers(builder))
-}
-
-/// The client of a service, with what all our requests need: a deadline, and errors that say when to try again.
-pub fn with_layers<S, B>(service: ClientBuilder<S>) -> Client
-where
-    S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    service
-        .with_layer(&TimeoutLayer::new(REQUEST_TIMEOUT))
-        .with_layer(&MapResponseLayer::new(wait::keep_retry_after))
-        .build()
-}
 
 /// How a write ended, in the terms that decide what comes next.
 #[derive(Debug, thiserror::Error)]
