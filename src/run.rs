@@ -73,6 +73,8 @@ struct Daemon {
     /// inotify tells of changes of all the directories.
     announced: bool,
     eyes: Option<Eyes>,
+    /// A look that was begun, and has the eyes.
+    looking: Option<tokio::task::JoinHandle<(Eyes, look::Look)>>,
     /// The mount tables that the eyes look at.
     tables: Tables,
     mode: Mode,
@@ -109,6 +111,8 @@ struct Daemon {
     directories_read: BTreeSet<PathBuf>,
     /// Those that cannot be read now, and why.
     directories_unread: BTreeMap<DirectoryKey, String>,
+    /// Directories that another provisioner holds, and how it says so.
+    locked_out: Vec<String>,
     was_ready: bool,
     taint: taint::Taint,
     gaps: u64,
@@ -179,19 +183,17 @@ impl Daemon {
     }
 
     async fn go(&mut self) -> anyhow::Result<()> {
-        self.connect().await;
+        self.connect().await?;
         failpoint::hit!("start.connected");
         let mut due: Option<Duration>;
         let mut by_timer = false;
         self.shared.wake.note(Cause::Start);
         loop {
-            self.shared
-                .wake
-                .take_causes()
-                .for_each(|cause| self.metrics.woken(cause));
+            let causes: Vec<Cause> = self.shared.wake.take_causes().collect();
+            causes.iter().for_each(|cause| self.metrics.woken(*cause));
             let began = self.now();
             self.health.pass(Some(std::time::Instant::now()));
-            due = self.pass(by_timer).await?;
+            due = self.pass(&causes, by_timer).await?;
             self.health.pass(None);
             let took = self.now() - began;
             self.metrics.pass_ended(took);
@@ -218,6 +220,8 @@ impl Daemon {
             if !rest.is_zero() {
                 tokio::time::sleep(rest).await;
             }
+            // The semaphore is fair: this has its turn once all that wait have had theirs.
+            drop(tokio::time::timeout(pace::FOR_CALLS, self.writes.acquire()).await);
             // Whatever has ended by now is settled before the next pass, which then sees it all.
             while let Some(done) = self.tasks.try_join_next() {
                 self.settle_task(done)?;
@@ -234,32 +238,24 @@ impl Daemon {
     }
 
     /// One look and what follows from it. Returns when the next is due at the latest.
-    async fn pass(&mut self, by_timer: bool) -> anyhow::Result<Option<Duration>> {
+    async fn pass(&mut self, causes: &[Cause], by_timer: bool) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
-        let mut look = self.look().await?;
-        self.announced = look.announced;
+        // Of lists that are not complete, nothing follows for the volumes. (The start has looked.)
+        let of_lists = |cause: &Cause| matches!(cause, Cause::Start | Cause::Api | Cause::Call);
+        let observed = if self.is_informed() || !causes.iter().all(of_lists) {
+            Some(self.look_around().await?)
+        } else {
+            None
+        };
         let calm_looks = std::mem::take(&mut self.calm_looks);
-        if let Some(loaded) = look.config {
-            self.take_config(loaded);
-        }
-        self.note_directories(&mut look.observed);
-        self.show_look(&look.observed);
         self.follow_identity();
         self.tell_configuration();
-        let waiting_for = self.waiting_for(&look.observed, &look.locked_out);
-        let ready = waiting_for.is_empty();
-        if self.health.waits_for(waiting_for.clone()) {
-            if waiting_for.is_empty() {
-                info!("ready");
-            } else {
-                info!(waiting_for = %waiting_for.join("; "), "not ready");
-            }
-        }
+        let ready = self.tell_readiness();
         self.doubt_unwatched();
         self.read_doubtful();
+        let Some(observed) = observed else { return Ok(None) };
         let store = self.shared.clone();
         let store = store.store();
-        let known = store.waiting_for().is_empty();
         let (Some(config), Some(ownership), Some(node)) = (
             self.config.clone(),
             store.ownership().cloned(),
@@ -267,19 +263,19 @@ impl Daemon {
         ) else {
             return Ok(None);
         };
-        if !known || !look.locked_out.is_empty() {
+        if !store.waiting_for().is_empty() || !self.locked_out.is_empty() {
             return Ok(None);
         }
         let version = store.version();
         drop(store);
         failpoint::hit!("pass.looked");
         let taint = self.follow_taint(&config, ready);
-        if self.is_calm(&look.observed, version) {
+        if self.is_calm(&observed, version) {
             debug!(took = ?began.elapsed(), "pass: nothing has changed");
             self.nothing_changed(if by_timer { calm_looks + 1 } else { 0 });
             return Ok(taint);
         }
-        let plan = self.plan(&config, &ownership, &node, &look.observed);
+        let plan = self.plan(&config, &ownership, &node, &observed);
         debug!(actions = plan.actions.len(), volumes = plan.volumes.len(), took = ?began.elapsed(), "pass");
         self.log_changes(&plan);
         self.log_progress(&plan);
@@ -288,7 +284,7 @@ impl Daemon {
         self.follow_jobs(&plan);
         let retry = self.memory.next_retry(self.now());
         let due = plan.wake_at.into_iter().chain(retry).chain(taint).min();
-        self.calm = self.calm_after(&plan, due, look.observed, version);
+        self.calm = self.calm_after(&plan, due, observed, version);
         let outdated = self.outdated_checkpoints(&plan);
         failpoint::hit!("pass.planned");
         for action in plan.actions {
@@ -297,6 +293,24 @@ impl Daemon {
         self.keep_checkpoints(outdated);
         self.show(plan.volumes, &ownership);
         Ok(due)
+    }
+
+    /// All that decisions need of the API server is known.
+    fn is_informed(&self) -> bool {
+        self.shared.store().waiting_for().is_empty()
+    }
+
+    /// Looks at the node, and takes in what that shows of the configuration and the directories.
+    async fn look_around(&mut self) -> anyhow::Result<Observed> {
+        let mut look = self.look().await?;
+        self.announced = look.announced;
+        self.locked_out = look.locked_out;
+        if let Some(loaded) = look.config {
+            self.take_config(loaded);
+        }
+        self.note_directories(&mut look.observed);
+        self.show_look(&look.observed);
+        Ok(look.observed)
     }
 
     fn plan(&mut self, config: &Config, ownership: &Ownership, node: &Node, observed: &Observed) -> Plan {

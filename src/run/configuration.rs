@@ -194,10 +194,24 @@ impl Daemon {
         }
     }
 
+    /// Says whether it is ready, and what for it waits.
+    pub(super) fn tell_readiness(&mut self) -> bool {
+        let waiting_for = self.waiting_for();
+        let ready = waiting_for.is_empty();
+        if self.health.waits_for(waiting_for.clone()) {
+            if ready {
+                info!("ready");
+            } else {
+                info!(waiting_for = %waiting_for.join("; "), "not ready");
+            }
+        }
+        ready
+    }
+
     /// What is missing for being ready, in words. Once it was ready, no directory makes it unready again: an edit that
     /// adds one which only some nodes have is no reason to stop a rollout.
-    pub(super) fn waiting_for(&mut self, observed: &Observed, locked_out: &[String]) -> Vec<String> {
-        let mut missing = locked_out.to_vec();
+    fn waiting_for(&mut self) -> Vec<String> {
+        let mut missing = self.locked_out.clone();
         let Some(config) = &self.config else {
             missing.push(format!(
                 "a configuration: {}",
@@ -222,10 +236,8 @@ impl Daemon {
             if self.directories_read.contains(&class.mount_dir) {
                 continue;
             }
-            let why = match observed.directories.get(&DirectoryKey::from(class)) {
-                Some(Directory::Unreadable(error)) => error.as_str(),
-                _ => "it was not read yet",
-            };
+            let why = self.directories_unread.get(&DirectoryKey::from(class));
+            let why = why.map_or("it was not read yet", String::as_str);
             missing.push(format!(
                 "mountDir {} of class {}: {why}",
                 class.mount_dir.display(),

@@ -31,6 +31,15 @@ pub(super) struct Look {
     pub(super) announced: bool,
 }
 
+/// What a look is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// To know the node. Who is not connected yet, and may never be, does not keep others out.
+    Learn,
+    /// To act on it.
+    Act,
+}
+
 /// A pass that found nothing to do and nothing to wait for, by what it was made from. A plan is a function of that: from
 /// the same, another pass comes to the same.
 pub(super) struct Calm {
@@ -101,8 +110,9 @@ impl Daemon {
         })
     }
 
-    /// Looks at the node, on a thread where blocking is allowed.
-    pub(super) async fn look(&mut self) -> anyhow::Result<Look> {
+    /// Begins to look at the node, on a thread where blocking is allowed; with the intent to act on what that shows, the
+    /// directories are locked.
+    pub(super) fn begin_look(&mut self, intent: Intent) -> anyhow::Result<()> {
         let mut eyes = self.eyes.take().context("a look was lost")?;
         let config = self.config.clone().unwrap_or_default();
         let (keys, published) = {
@@ -114,12 +124,20 @@ impl Daemon {
         };
         let config_dir = self.settings.config_dir.clone();
         let period = self.settings.limits.discovery_period;
-        let (eyes, look) = tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &published, &config_dir, period);
+        self.looking = Some(tokio::task::spawn_blocking(move || {
+            let look = look(&mut eyes, &keys, &published, &config_dir, period, intent);
             (eyes, look)
-        })
-        .await
-        .context("the look at the node failed")?;
+        }));
+        Ok(())
+    }
+
+    /// Looks at the node, or ends the look that was begun.
+    pub(super) async fn look(&mut self) -> anyhow::Result<Look> {
+        if self.looking.is_none() {
+            self.begin_look(Intent::Act)?;
+        }
+        let looking = self.looking.take().context("a look was lost")?;
+        let (eyes, look) = looking.await.context("the look at the node failed")?;
         self.eyes = Some(eyes);
         Ok(look)
     }
@@ -132,6 +150,7 @@ fn look(
     published: &HashSet<PathBuf>,
     config_dir: &Path,
     discovery_period: Duration,
+    intent: Intent,
 ) -> Look {
     eyes.directories.follow_config(config_dir);
     // Changes are announced by inotify, where there is one; otherwise the safety timer has to do.
@@ -146,7 +165,7 @@ fn look(
     let mut locked_out = Vec::new();
     // Only of directories that have just answered: nothing here has a deadline.
     for (key, directory) in &mut observed.directories {
-        if !matches!(directory, Directory::Read(_)) {
+        if intent == Intent::Learn || !matches!(directory, Directory::Read(_)) {
             continue;
         }
         match eyes.locks.acquire(&key.mount_dir) {

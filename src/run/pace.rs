@@ -13,6 +13,10 @@ const CREDIT: Duration = Duration::from_millis(150);
 /// No pass counts for more: one that waited for a disk that hangs has spent nothing.
 const MOST: Duration = Duration::from_millis(100);
 
+/// While calls of the API wait for their turn, the next pass waits for so long at most: what it came to would have to wait
+/// behind them.
+pub(super) const FOR_CALLS: Duration = Duration::from_millis(500);
+
 /// What passes have taken lately.
 #[derive(Debug, Default)]
 pub(super) struct Pace {

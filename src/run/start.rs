@@ -12,6 +12,8 @@ use crate::api::{self, WriteError};
 use crate::wakes::MountTables;
 use crate::watch;
 
+use super::look::Intent;
+
 /// A daemon that has not looked at anything yet.
 pub(super) fn daemon(
     settings: Settings,
@@ -56,6 +58,7 @@ pub(super) fn daemon(
         calm_looks: 0,
         announced: false,
         eyes: Some(eyes),
+        looking: None,
         mode: Mode::Classic,
         watches,
         pv_watches: JoinSet::new(),
@@ -81,6 +84,7 @@ pub(super) fn daemon(
         notes: std::collections::BTreeMap::new(),
         directories_read: BTreeSet::new(),
         directories_unread: std::collections::BTreeMap::new(),
+        locked_out: Vec::new(),
         was_ready: false,
         taint: super::taint::Taint::default(),
         gaps: 0,
@@ -92,9 +96,14 @@ pub(super) fn daemon(
 impl Daemon {
     /// Reads the first configuration, the Node and the permissions, and starts the watches. An API server that is away
     /// or refuses is waited for.
-    pub(super) async fn connect(&mut self) {
+    ///
+    /// # Errors
+    /// A look at the node failed, other than by what the node shows.
+    pub(super) async fn connect(&mut self) -> anyhow::Result<()> {
         let first = crate::config::load_directory(&self.settings.config_dir);
         self.take_config(first);
+        // While the API server answers: the first look takes longer than those that come after it.
+        self.begin_look(Intent::Learn)?;
         // First, for as long as that is refused no other permission says anything.
         let node = self
             .until("read the node", |client, settings| {
@@ -117,6 +126,11 @@ impl Daemon {
         self.take_job_permission(no_jobs);
         // Once more in a moment: permissions that are being granted come one after the other.
         self.jobs.ask_again_if_refused();
+        self.follow_identity();
+        self.health.pass(Some(std::time::Instant::now()));
+        self.look_around().await?;
+        self.health.pass(None);
+        Ok(())
     }
 
     /// What may be done with PVs, and which verb keeps the Node and Jobs from being watched. All is asked at once; only a
