@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
+use local_volume_provisioner::api::connect_by;
 use serde_json::{Value, json};
 use testkit::mounts;
 use testkit::plane::Plane;
@@ -59,6 +60,8 @@ pub(crate) struct Cluster<'a> {
     /// Of the node, of its class, and of the label of its PVs.
     pub(crate) name: String,
     pub(crate) admin: Client,
+    /// Of the program's user: an administrator's requests are neither authorized nor queued.
+    raw: Client,
     pub(crate) seen: Seen,
     dir: PathBuf,
     task: tokio::task::JoinHandle<()>,
@@ -70,21 +73,31 @@ impl<'a> Cluster<'a> {
         plane.create_storage_class(name, "Delete").await?;
         let dir = dir.join(name);
         std::fs::create_dir_all(dir.join("disks"))?;
-        let disks = dir.join("disks");
+        let admin = plane.client().await?;
+        // Of such connections as the provisioner has.
+        let raw = connect_by(&plane.kubeconfig_of("full")?).await?;
+        let (seen, task) = watch_pvs(admin.clone(), name);
+        let cluster = Self {
+            plane,
+            name: name.to_owned(),
+            admin,
+            raw,
+            seen,
+            dir,
+            task,
+        };
+        cluster.configure()?;
+        Ok(cluster)
+    }
+
+    /// Writes the configuration of this class to where programs read it.
+    pub(crate) fn configure(&self) -> Result<()> {
+        let (name, disks) = (&self.name, self.dir.join("disks"));
         let map = format!("{name}:\n  hostDir: {0}\n  mountDir: {0}\n", disks.display());
         let config = Path::new("/etc/provisioner/config");
         std::fs::write(config.join("storageClassMap"), map)?;
         std::fs::write(config.join("labelsForPV"), format!("bench: {name}\n"))?;
-        let admin = plane.client().await?;
-        let (seen, task) = watch_pvs(admin.clone(), name);
-        Ok(Self {
-            plane,
-            name: name.to_owned(),
-            admin,
-            seen,
-            dir,
-            task,
-        })
+        Ok(())
     }
 
     /// Mounts an empty tmpfs as a volume.
@@ -134,7 +147,7 @@ impl<'a> Cluster<'a> {
 
     /// Makes PVs over many connections.
     pub(crate) async fn create(&self, objects: Vec<PersistentVolume>) -> Result<()> {
-        let pvs = self.pvs();
+        let pvs: Api<PersistentVolume> = Api::all(self.raw.clone());
         let create = |object: PersistentVolume| {
             let pvs = pvs.clone();
             async move { pvs.create(&PostParams::default(), &object).await.map(drop) }
@@ -225,7 +238,7 @@ impl<'a> Cluster<'a> {
 
     /// A client that recycles the PVs of this class by answering every event at once, and scrubs nothing.
     pub(crate) fn recycle_at_once(&self) -> tokio::task::JoinHandle<()> {
-        let (pvs, mut stream) = (self.pvs(), stream_of(self.admin.clone(), &self.name));
+        let (pvs, mut stream) = (Api::all(self.raw.clone()), stream_of(self.raw.clone(), &self.name));
         tokio::spawn(async move {
             while let Some(Ok(event)) = stream.next().await {
                 let pvs = pvs.clone();
@@ -261,6 +274,11 @@ impl<'a> Cluster<'a> {
             // Not all entries are mounts.
             let _ = mounts::unmount(&entry?.path());
         }
+        self.clear_pvs().await
+    }
+
+    /// Takes the PVs away. No program runs.
+    pub(crate) async fn clear_pvs(&self) -> Result<()> {
         let delete = |name: String| {
             let (claims, pvs) = (self.claims(), self.pvs());
             async move {

@@ -1,5 +1,4 @@
-//! A program's life on a node: from its start over mounts and claims to many volumes at once; and what the same takes
-//! whoever does it.
+//! A program's life on a node of the usual size: its start, mounts and claims; and what the same takes whoever does it.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +6,7 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use local_volume_provisioner::api::connect_by;
 
 use crate::Scale;
 use crate::cluster::{Cluster, Pvs, is_free};
@@ -18,9 +18,6 @@ use crate::report::Report;
 pub(crate) const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How many passes over what nothing happens to are measured together, and how far apart, so that no two become one.
-const LOOKS: usize = 40;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 /// Longer than the period between two looks.
 pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
@@ -29,15 +26,7 @@ const MOUNT_TO_PV: &str = "mount to PV";
 const MOUNT_TO_AVAILABLE: &str = "mount to Available";
 const RECYCLED: &str = "PVC deleted to Available again, empty volume";
 
-fn at_start(scale: &Scale) -> String {
-    format!("{} volumes at start, all PVs", scale.volumes)
-}
-
-fn at_once(scale: &Scale) -> String {
-    format!("{} released at once, all Available again", scale.released)
-}
-
-fn milliseconds(time: Duration) -> f64 {
+pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -56,7 +45,7 @@ pub(crate) async fn available(cluster: &Cluster<'_>, count: usize) -> Result<Ins
 }
 
 /// Waits until the controllers have written all that they write to new PVs (20 a second), and for [`QUIET`] after that.
-async fn quiet(cluster: &Cluster<'_>) -> Result<()> {
+pub(crate) async fn quiet(cluster: &Cluster<'_>) -> Result<()> {
     let protected = |pv: &PersistentVolume| pv.finalizers().iter().any(|name| name == "kubernetes.io/pv-protection");
     let all = |pvs: &Pvs| pvs.values().all(protected);
     cluster.seen.clone().until("the PVs are protected", all).await?;
@@ -102,12 +91,11 @@ pub(crate) async fn measure(
     column: usize,
 ) -> Result<()> {
     drop(idle(cluster, binary, scale, report, column).await?);
-    let running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
+    let _running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
     tokio::time::sleep(SETTLE).await;
     mount_some(cluster, scale, report, column).await?;
     recycle_some(cluster, scale, report, Some(column)).await?;
-    drop(running);
-    many(cluster, binary, scale, report, column).await
+    Ok(())
 }
 
 /// Starts it with the usual volumes, and measures what it costs while nothing happens.
@@ -182,72 +170,11 @@ async fn recycle_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report,
     Ok(())
 }
 
-/// Many volumes are there when it starts, and many of them are released at once.
-pub(crate) async fn many(
-    cluster: &Cluster<'_>,
-    binary: &Binary,
-    scale: &Scale,
-    report: &mut Report,
-    column: usize,
-) -> Result<()> {
-    cluster.clear().await?;
-    entries(0, scale.volumes).try_for_each(|entry| cluster.mount(&entry))?;
-    let mut running = binary.start(&cluster.name, &cluster.kubeconfig(None)?, &cluster.log())?;
-    let mut seen = cluster.seen.clone();
-    let there = seen
-        .until("all PVs are there", |pvs| pvs.len() == scale.volumes)
-        .await?;
-    report.add(column, &at_start(scale), "s", (there - running.began).as_secs_f64());
-    available(cluster, scale.volumes).await?;
-    quiet(cluster).await?;
-    running.check()?;
-    let cpu = milliseconds(running.cpu()?) / 1e3;
-    report.add(column, "CPU until then", "s", cpu);
-    let memory = running.memory()?;
-    let name = format!("resident memory, {} volumes", scale.volumes);
-    report.add(column, &name, "MB", memory.resident);
-    let name = format!("of that anonymous, {} volumes", scale.volumes);
-    report.add(column, &name, "MB", memory.anonymous);
-    unchanged(cluster, &running, scale, report, column).await?;
-    let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
-    cluster.bind(&names).await?;
-    let cpu = running.cpu()?;
-    let took = cluster.recycle(&names).await?;
-    report.add(column, &at_once(scale), "s", took.as_secs_f64());
-    let cpu = milliseconds(running.cpu()? - cpu) / 1e3;
-    report.add(column, "CPU for that", "s", cpu);
-    running.check()
-}
-
-/// What a pass costs that shows nothing new. Something that changes nothing leads to each: the mode of the directory.
-async fn unchanged(
-    cluster: &Cluster<'_>,
-    running: &Running,
-    scale: &Scale,
-    report: &mut Report,
-    column: usize,
-) -> Result<()> {
-    let Some(before) = running.passes().await? else {
-        return Ok(()); // A program that does not count its passes.
-    };
-    let cpu = running.cpu()?;
-    for _ in 0..LOOKS {
-        cluster.touch()?;
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-    }
-    let cpu = running.cpu()? - cpu;
-    let passes = running.passes().await?.unwrap_or_default() - before;
-    anyhow::ensure!(passes > 0.0, "no change of its directory has led to a pass");
-    let name = format!("a pass over {} unchanged volumes, CPU", scale.volumes);
-    report.add(column, &name, "ms", milliseconds(cpu) / passes);
-    Ok(())
-}
-
 /// What the same takes whoever does it.
 pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report) -> Result<()> {
     let what = "one request of each kind, and a create";
     let began = Instant::now();
-    let client = cluster.plane.client_of("full").await?;
+    let client = connect_by(&cluster.plane.kubeconfig_of("full")?).await?;
     Api::<Node>::all(client.clone()).get(&cluster.name).await?;
     let own = ListParams::default().labels("bench=none");
     Api::<PersistentVolume>::all(client).list(&own).await?;
@@ -271,30 +198,6 @@ pub(crate) async fn floors(cluster: &Cluster<'_>, scale: &Scale, report: &mut Re
     );
     let recycler = cluster.recycle_at_once();
     recycle_some(cluster, scale, report, None).await?;
-    recycler.abort();
-    cluster.clear().await?;
-    floors_of_many(cluster, scale, report).await
-}
-
-/// What many volumes take whoever publishes or recycles them.
-pub(crate) async fn floors_of_many(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report) -> Result<()> {
-    let objects: Vec<PersistentVolume> = entries(0, scale.volumes)
-        .map(|entry| cluster.pv(&entry))
-        .collect::<Result<_>>()?;
-    let began = Instant::now();
-    cluster.create(objects).await?;
-    report.floor(
-        &at_start(scale),
-        "s",
-        began.elapsed().as_secs_f64(),
-        "a client with 16 connections",
-    );
-    available(cluster, scale.volumes).await?;
-    let recycler = cluster.recycle_at_once();
-    let names: Vec<String> = cluster.seen.now().into_keys().take(scale.released).collect();
-    cluster.bind(&names).await?;
-    let took = cluster.recycle(&names).await?.as_secs_f64();
-    report.floor(&at_once(scale), "s", took, "a client that answers every event at once");
     recycler.abort();
     Ok(())
 }

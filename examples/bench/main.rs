@@ -3,6 +3,7 @@
 //! A floor is what the task costs whoever does it: a client that answers every event at once, `rm -rf`, `dd`. Figures of
 //! two machines, or of one machine at two times, are not comparable; the ratios of one run are.
 
+mod burst;
 mod cluster;
 mod fleet;
 mod life;
@@ -77,6 +78,8 @@ struct Scale {
     /// Volumes at start, and how many of them are released at once.
     volumes: usize,
     released: usize,
+    /// How many times that is done, by each program and by the raw client.
+    rounds: usize,
     foreign: usize,
     /// Of an idle process, and of one with updates of PVs of other nodes.
     window: std::time::Duration,
@@ -96,6 +99,7 @@ impl Scale {
                 claims: 5,
                 volumes: 1_000,
                 released: 200,
+                rounds: 3,
                 foreign: args.foreign.unwrap_or(1_000),
                 window: seconds(60),
                 settled: None,
@@ -109,6 +113,7 @@ impl Scale {
                 claims: 10,
                 volumes: 1_000,
                 released: 200,
+                rounds: 5,
                 foreign: args.foreign.unwrap_or(10_000),
                 window: seconds(60),
                 settled: Some(seconds(4 * 60)),
@@ -184,19 +189,19 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
             None => life::measure(&cluster, binary, &scale, &mut report, column).await?,
             Some(Part::Memory) => drop(life::start(&cluster, binary, &mut report, column).await?),
             Some(Part::Idle) => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
-            Some(Part::Burst) => life::many(&cluster, binary, &scale, &mut report, column).await?,
             Some(Part::Soak) => soak::measure(&cluster, binary, scale.soak, &mut report, column).await?,
-            Some(Part::Scrubs | Part::Crowd) => {}
+            Some(Part::Scrubs | Part::Burst | Part::Crowd) => {}
         }
         cluster.clear().await?;
     }
-    let cluster = Cluster::new(&plane, dir, "floor").await?;
-    match args.only {
-        None => life::floors(&cluster, &scale, &mut report).await?,
-        Some(Part::Burst) => life::floors_of_many(&cluster, &scale, &mut report).await?,
-        Some(_) => {}
+    if args.only.is_none() {
+        let cluster = Cluster::new(&plane, dir, "floor").await?;
+        life::floors(&cluster, &scale, &mut report).await?;
+        cluster.clear().await?;
     }
-    cluster.clear().await?;
+    if wanted(Part::Burst) {
+        burst::measure(&plane, dir, &binaries, &scale, &mut report).await?;
+    }
     if wanted(Part::Crowd) {
         // What a node costs alone, and beside many others.
         for foreign in [0, scale.foreign] {
