@@ -216,17 +216,31 @@ impl Daemon {
                     by_timer = true;
                 }
             }
-            let rest = self.pace.rest(self.now());
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
-            }
-            // The semaphore is fair: this has its turn once all that wait have had theirs.
-            drop(tokio::time::timeout(pace::FOR_CALLS, self.writes.acquire()).await);
+            self.rest().await;
             // Whatever has ended by now is settled before the next pass, which then sees it all.
             while let Some(done) = self.tasks.try_join_next() {
                 self.settle_task(done)?;
             }
         }
+    }
+
+    /// Before the next pass.
+    async fn rest(&mut self) {
+        let rest = self.pace.rest(self.now());
+        // What scrubs are told must not wait for that.
+        let for_calls = if self.running.is_empty() {
+            pace::FOR_CALLS
+        } else {
+            Duration::ZERO
+        };
+        // The semaphore is fair: this has its turn once all that wait have had theirs.
+        let calls = tokio::time::timeout(for_calls, self.writes.acquire());
+        let resting = async {
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
+        };
+        drop(tokio::join!(calls, resting));
     }
 
     fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
@@ -240,9 +254,11 @@ impl Daemon {
     /// One look and what follows from it. Returns when the next is due at the latest.
     async fn pass(&mut self, causes: &[Cause], by_timer: bool) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
-        // Of lists that are not complete, nothing follows for the volumes. (The start has looked.)
-        let of_lists = |cause: &Cause| matches!(cause, Cause::Start | Cause::Api | Cause::Call);
-        let observed = if self.is_informed() || !causes.iter().all(of_lists) {
+        // From before the look on: what it is asked of devices depends on the PVs.
+        let informed = self.is_informed();
+        // Of lists that are not complete, nothing follows for the volumes.
+        let of_lists = |cause: &Cause| matches!(cause, Cause::Api | Cause::Call);
+        let observed = if informed || !causes.iter().all(of_lists) {
             Some(self.look_around().await?)
         } else {
             None
@@ -253,7 +269,9 @@ impl Daemon {
         let ready = self.tell_readiness();
         self.doubt_unwatched();
         self.read_doubtful();
-        let Some(observed) = observed else { return Ok(None) };
+        let Some(observed) = observed.filter(|_| informed) else {
+            return Ok(None);
+        };
         let store = self.shared.clone();
         let store = store.store();
         let (Some(config), Some(ownership), Some(node)) = (
@@ -263,7 +281,7 @@ impl Daemon {
         ) else {
             return Ok(None);
         };
-        if !store.waiting_for().is_empty() || !self.locked_out.is_empty() {
+        if !self.locked_out.is_empty() {
             return Ok(None);
         }
         let version = store.version();

@@ -23,6 +23,7 @@ pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
 const FIRST_PV: &str = "start to first PV";
 const MOUNT_TO_PV: &str = "mount to PV";
+const LATE_MOUNT_TO_PV: &str = "mount to PV, after minutes of quiet";
 const MOUNT_TO_AVAILABLE: &str = "mount to Available";
 const RECYCLED: &str = "PVC deleted to Available again, empty volume";
 
@@ -111,6 +112,12 @@ pub(crate) async fn idle(
     if let Some(rest) = scale.settled {
         tokio::time::sleep(rest).await;
         idle_window(&running, &proxy, scale.window, "idle for long", report, column).await?;
+        // No connection is left by then but those of the watches.
+        let (mut seen, count) = (cluster.seen.clone(), cluster.seen.now().len() + 1);
+        let began = Instant::now();
+        cluster.mount("late")?;
+        let there = seen.until("its PV is there", |pvs| pvs.len() == count).await?;
+        report.add(column, LATE_MOUNT_TO_PV, "ms", milliseconds(there - began));
     }
     Ok(running)
 }
@@ -144,8 +151,9 @@ async fn idle_window(
 /// One volume after the other is mounted.
 async fn mount_some(cluster: &Cluster<'_>, scale: &Scale, report: &mut Report, column: usize) -> Result<()> {
     let (mut to_pv, mut to_available) = (Vec::new(), Vec::new());
+    let before = cluster.seen.now().len();
     for (count, entry) in entries(USUAL, USUAL + scale.mounts).enumerate() {
-        let count = USUAL + count + 1;
+        let count = before + count + 1;
         let mut seen = cluster.seen.clone();
         let began = Instant::now();
         cluster.mount(&entry)?;

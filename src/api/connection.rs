@@ -64,7 +64,7 @@ pub async fn connect_by(kubeconfig: &std::path::Path) -> anyhow::Result<Client> 
 pub fn client(config: Config) -> anyhow::Result<Client> {
     if let Some(proxy) = &config.proxy_url {
         let host = proxy.host().unwrap_or_default();
-        bail!("the kubeconfig names a proxy ({host}), which is not supported: connect without proxy-url");
+        bail!("proxies are not supported ({host}): remove proxy-url from the kubeconfig, and unset HTTPS_PROXY");
     }
     let failed = "the Kubernetes client cannot be made";
     let tls = config.rustls_https_connector_with_connector(tcp()).context(failed)?;
@@ -138,7 +138,7 @@ mod tests {
         let mut config = Config::new("https://127.0.0.1:6443".parse().unwrap());
         config.proxy_url = Some("http://user:secret@proxy:3128".parse().unwrap());
         let error = client(config).err().unwrap().to_string();
-        assert!(error.contains("proxy-url") && error.contains("(proxy)"), "{error}");
+        assert!(error.contains("proxy-url") && error.contains("HTTPS_PROXY"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }
 }

@@ -115,17 +115,21 @@ impl Daemon {
     pub(super) fn begin_look(&mut self, intent: Intent) -> anyhow::Result<()> {
         let mut eyes = self.eyes.take().context("a look was lost")?;
         let config = self.config.clone().unwrap_or_default();
+        let informed = self.is_informed();
         let (keys, published) = {
             let store = self.shared.store();
             let pvs = store.cluster().pvs.values().filter_map(|pv| pv.path.clone());
             // A pod may still use what a PV that is gone stood for.
             let published: HashSet<PathBuf> = pvs.chain(self.memory.gone.keys().cloned()).collect();
-            (plan::directories(&config, store.cluster()), published)
+            (
+                plan::directories(&config, store.cluster()),
+                informed.then_some(published),
+            )
         };
         let config_dir = self.settings.config_dir.clone();
         let period = self.settings.limits.discovery_period;
         self.looking = Some(tokio::task::spawn_blocking(move || {
-            let look = look(&mut eyes, &keys, &published, &config_dir, period, intent);
+            let look = look(&mut eyes, &keys, published.as_ref(), &config_dir, period, intent);
             (eyes, look)
         }));
         Ok(())
@@ -143,11 +147,11 @@ impl Daemon {
     }
 }
 
-/// A look at the node: everything in here may block.
+/// A look at the node: everything in here may block. As long as it is not known what is published, no device is opened.
 fn look(
     eyes: &mut Eyes,
     keys: &[DirectoryKey],
-    published: &HashSet<PathBuf>,
+    published: Option<&HashSet<PathBuf>>,
     config_dir: &Path,
     discovery_period: Duration,
     intent: Intent,
@@ -159,9 +163,8 @@ fn look(
         eyes.config_read = Some(Instant::now());
         config::load_directory(config_dir)
     });
-    let mut observed = eyes
-        .scanner
-        .scan(keys, &|key, name| !published.contains(&key.host_dir.join(name)));
+    let is_new = |path: &Path| published.is_some_and(|published| !published.contains(path));
+    let mut observed = eyes.scanner.scan(keys, &|key, name| is_new(&key.host_dir.join(name)));
     let mut locked_out = Vec::new();
     // Only of directories that have just answered: nothing here has a deadline.
     for (key, directory) in &mut observed.directories {

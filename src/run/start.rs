@@ -128,7 +128,10 @@ impl Daemon {
         self.jobs.ask_again_if_refused();
         self.follow_identity();
         self.health.pass(Some(std::time::Instant::now()));
-        self.look_around().await?;
+        // What it shows may be old by now.
+        if let Some(loaded) = self.look().await?.config {
+            self.take_config(loaded);
+        }
         self.health.pass(None);
         Ok(())
     }
