@@ -224,7 +224,7 @@ impl Daemon {
         }
     }
 
-    /// Before the next pass.
+    /// Rests before the next pass, and lets the API calls that wait for their turn go first.
     async fn rest(&mut self) {
         let rest = self.pace.rest(self.now());
         // What scrubs are told must not wait for that.
@@ -254,11 +254,11 @@ impl Daemon {
     /// One look and what follows from it. Returns when the next is due at the latest.
     async fn pass(&mut self, causes: &[Cause], by_timer: bool) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
-        // From before the look on: what it is asked of devices depends on the PVs.
+        // Read before the look, which uses it, too: it opens no device before the PVs are known.
         let informed = self.is_informed();
-        // Of lists that are not complete, nothing follows for the volumes.
-        let of_lists = |cause: &Cause| matches!(cause, Cause::Api | Cause::Call);
-        let observed = if informed || !causes.iter().all(of_lists) {
+        // Nothing follows from lists that are not complete.
+        let of_api = |cause: &Cause| matches!(cause, Cause::Api | Cause::Call);
+        let observed = if informed || !causes.iter().all(of_api) {
             Some(self.look_around().await?)
         } else {
             None

@@ -42,7 +42,7 @@ pub(crate) async fn measure(
         entries(0, scale.volumes).try_for_each(|entry| cluster.mount(&entry))?;
         let (mut starts, mut releases, mut running) = (Vec::new(), Vec::new(), None);
         for _ in 0..scale.rounds {
-            // Neither beside the PVs of the other, to which controllers have still to write.
+            // One side's PVs are cleared before the other is timed: controllers still write to new PVs.
             drop(running.take());
             cluster.clear_pvs().await?;
             floors_of_start.push(make_all(&floor, scale).await?);
@@ -53,7 +53,7 @@ pub(crate) async fn measure(
         }
         let Some(mut running) = running else { continue };
         report.times(Some(column), &start, starts, "");
-        report.add(column, "CPU for that", "s", running.cpu()?.as_secs_f64());
+        report.add(column, "CPU of the last start", "s", running.cpu()?.as_secs_f64());
         quiet(&cluster).await?;
         let memory = running.memory()?;
         let name = format!("resident memory, {} volumes", scale.volumes);
@@ -69,7 +69,7 @@ pub(crate) async fn measure(
             releases.push(release_some(&cluster, scale, round).await?);
             if round + 1 == scale.rounds {
                 let cpu = running.cpu()? - cpu;
-                report.add(column, "CPU of a release of them", "s", cpu.as_secs_f64());
+                report.add(column, "CPU of the last release", "s", cpu.as_secs_f64());
             }
         }
         recycler.abort();

@@ -74,7 +74,7 @@ impl<'a> Cluster<'a> {
         let dir = dir.join(name);
         std::fs::create_dir_all(dir.join("disks"))?;
         let admin = plane.client().await?;
-        // Of such connections as the provisioner has.
+        // It connects as the provisioner does.
         let raw = connect_by(&plane.kubeconfig_of("full")?).await?;
         let (seen, task) = watch_pvs(admin.clone(), name);
         let cluster = Self {

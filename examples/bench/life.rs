@@ -18,7 +18,7 @@ use crate::report::Report;
 pub(crate) const USUAL: usize = 20;
 /// What a start leaves behind has settled by then.
 const SETTLE: Duration = Duration::from_secs(3);
-/// Longer than the period between two looks.
+/// Longer than the first period between two looks.
 pub(crate) const QUIET: Duration = Duration::from_secs(15);
 
 const FIRST_PV: &str = "start to first PV";

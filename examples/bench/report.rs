@@ -56,7 +56,7 @@ impl Report {
         self.figure(name, unit).values.insert(column, value);
     }
 
-    /// What the figure could be at best, and what was measured for that.
+    /// What the same takes with a standard tool or a raw client, and with which.
     pub(crate) fn floor(&mut self, name: &str, unit: &'static str, value: f64, what: &'static str) {
         eprintln!("bench: {name}: {value:.3} {unit} ({what})");
         self.figure(name, unit).floor = Some((value, what));
@@ -69,7 +69,7 @@ impl Report {
             return;
         };
         for (which, time) in [("p50", median), ("max", most)] {
-            let (name, value) = (format!("{name}, {which} of {}", times.len()), time.as_secs_f64() * 1e3);
+            let (name, value) = (format!("{name}, {which}"), time.as_secs_f64() * 1e3);
             match column {
                 Some(column) => self.add(column, &name, "ms", value),
                 None => self.floor(&name, "ms", value, what),

@@ -71,7 +71,7 @@ pub fn client(config: Config) -> anyhow::Result<Client> {
     let mut connector = TimeoutConnector::new(tls);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_write_timeout(Some(REQUEST_TIMEOUT));
-    // Of a connection that died in the middle of an answer. A watch is silent for as long as it lasts.
+    // For a connection that dies in the middle of an answer. A watch may be silent for as long as it lasts.
     let longest = Duration::from_secs(u64::from(crate::watch::LONGEST_WATCH_SECONDS) + 20);
     connector.set_read_timeout(Some(longest));
     connector.set_reset_reader_on_write(true);

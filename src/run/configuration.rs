@@ -194,7 +194,7 @@ impl Daemon {
         }
     }
 
-    /// Says whether it is ready, and what for it waits.
+    /// Reports whether it is ready, and what it waits for.
     pub(super) fn tell_readiness(&mut self) -> bool {
         let waiting_for = self.waiting_for();
         let ready = waiting_for.is_empty();

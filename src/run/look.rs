@@ -34,7 +34,7 @@ pub(super) struct Look {
 /// What a look is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Intent {
-    /// To know the node. Who is not connected yet, and may never be, does not keep others out.
+    /// To learn only: no locks, so that a process that is not connected, and may never be, keeps no other out.
     Learn,
     /// To act on it.
     Act,
@@ -135,7 +135,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Looks at the node, or ends the look that was begun.
+    /// Looks at the node, or waits for the look that was begun.
     pub(super) async fn look(&mut self) -> anyhow::Result<Look> {
         if self.looking.is_none() {
             self.begin_look(Intent::Act)?;
@@ -163,8 +163,8 @@ fn look(
         eyes.config_read = Some(Instant::now());
         config::load_directory(config_dir)
     });
-    let is_new = |path: &Path| published.is_some_and(|published| !published.contains(path));
-    let mut observed = eyes.scanner.scan(keys, &|key, name| is_new(&key.host_dir.join(name)));
+    let may_open = |path: &Path| published.is_some_and(|published| !published.contains(path));
+    let mut observed = eyes.scanner.scan(keys, &|key, name| may_open(&key.host_dir.join(name)));
     let mut locked_out = Vec::new();
     // Only of directories that have just answered: nothing here has a deadline.
     for (key, directory) in &mut observed.directories {

@@ -128,7 +128,7 @@ impl Daemon {
         self.jobs.ask_again_if_refused();
         self.follow_identity();
         self.health.pass(Some(std::time::Instant::now()));
-        // What it shows may be old by now.
+        // What it has shown of the node may be old by now: the first pass looks again.
         if let Some(loaded) = self.look().await?.config {
             self.take_config(loaded);
         }

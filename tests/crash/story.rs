@@ -152,12 +152,16 @@ async fn volume(node: &Rc<Node>, history: History) -> Result<Rc<Volume>> {
 async fn while_free(node: &Node, history: History, volume: &Volume, free: &PersistentVolume) -> Result<()> {
     match history {
         History::Withdraw => {
+            made_available_soon(node, &volume.entry).await?;
             volume.unmount()?;
             node.until(&volume.entry, "withdrawn", |pv| pv.is_none()).await?;
             volume.mount()?;
             node.again(&volume.entry, free).await?;
         }
         History::Capacity => {
+            for entry in ["kept", volume.entry.as_str()] {
+                made_available_soon(node, entry).await?;
+            }
             let status = std::process::Command::new("mount")
                 .args(["-o", &format!("remount,size={}", POOL_BYTES + 128 * MIB)])
                 .arg(node.path("pool"))
@@ -174,6 +178,31 @@ async fn while_free(node: &Node, history: History, volume: &Volume, free: &Persi
         _ => {}
     }
     Ok(())
+}
+
+/// Waits for a PV that became Available so soon after its creation that the next process, too, knows it as never used: any
+/// other keeps its capacity, and is not withdrawn. A control plane that is busy takes longer; then the PV is made anew.
+async fn made_available_soon(node: &Node, entry: &str) -> Result<()> {
+    const SOON: i64 = 2; // Seconds.
+    let end = tokio::time::Instant::now() + DEADLINE;
+    let mut pv = node.available(entry).await?;
+    loop {
+        let since = pv
+            .status
+            .as_ref()
+            .and_then(|status| status.last_phase_transition_time.as_ref());
+        let created = pv.metadata.creation_timestamp.as_ref();
+        let (since, created) = since.zip(created).context("a PV without time stamps")?;
+        if since.0.as_second() - created.0.as_second() <= SOON {
+            return Ok(());
+        }
+        ensure!(
+            tokio::time::Instant::now() < end,
+            "{entry} never became Available in {SOON} s"
+        );
+        node.delete(&pv).await?;
+        pv = node.again(entry, &pv).await?;
+    }
 }
 
 /// Waits until the PV of a bound volume says that it was used, where it may be made to say so.

@@ -88,6 +88,9 @@ fn an_api_server_that_does_not_answer_is_waited_for_and_no_reason_to_restart() {
             ensure!(tokio::time::Instant::now() < end, "{why}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        // It has looked at the node, but who may never be connected keeps no other provisioner out.
+        let locked = local_volume_provisioner::lock::Locks::default().acquire(&node.path(&class));
+        ensure!(locked.is_ok(), "{locked:?}");
         let _ = stop.send(());
         daemon.await??;
         Ok(())
