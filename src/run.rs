@@ -281,7 +281,8 @@ impl Daemon {
         ) else {
             return Ok(None);
         };
-        if !self.locked_out.is_empty() {
+        // Not only before the look: another hostname label has made all PVs unknown by now.
+        if !store.waiting_for().is_empty() || !self.locked_out.is_empty() {
             return Ok(None);
         }
         let version = store.version();
