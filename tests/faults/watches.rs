@@ -122,3 +122,24 @@ fn nothing_is_asked_while_nothing_happens() {
         Ok(())
     });
 }
+
+#[test]
+fn nothing_is_published_under_another_hostname_before_its_pvs_are_listed() {
+    as_users("other_hostname", &["full"], async |world: Rc<World>| {
+        world.start();
+        world.readiness(200, "ok").await?;
+        world
+            .api
+            .inject(always(Fault::status(503).verb("list").resource("persistentvolumes")));
+        // Both are seen by the same pass.
+        world.tmpfs("disk1")?;
+        world.api.edit("nodes", "", "node1", |node| {
+            node["metadata"]["labels"]["kubernetes.io/hostname"] = "host2".into();
+        });
+        world.readiness(503, "the API server to list PersistentVolumes").await?;
+        world.pass_time(MINUTE).await;
+        ensure!(world.pv("disk1").is_none(), "published beside PVs that are not known");
+        world.api.clear_faults();
+        world.lives_on("disk1").await
+    });
+}
