@@ -224,25 +224,6 @@ impl Daemon {
         }
     }
 
-    /// Rests before the next pass, and lets the API calls that wait for their turn go first.
-    async fn rest(&mut self) {
-        let rest = self.pace.rest(self.now());
-        // What scrubs are told must not wait for that.
-        let for_calls = if self.running.is_empty() {
-            pace::FOR_CALLS
-        } else {
-            Duration::ZERO
-        };
-        // The semaphore is fair: this has its turn once all that wait have had theirs.
-        let calls = tokio::time::timeout(for_calls, self.writes.acquire());
-        let resting = async {
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
-            }
-        };
-        drop(tokio::join!(calls, resting));
-    }
-
     fn settle_task(&mut self, done: Result<Done, tokio::task::JoinError>) -> anyhow::Result<()> {
         self.calm = None;
         let done = done.context("a task of the daemon failed")?;
@@ -312,24 +293,6 @@ impl Daemon {
         self.keep_checkpoints(outdated);
         self.show(plan.volumes, &ownership);
         Ok(due)
-    }
-
-    /// All that decisions need of the API server is known.
-    fn is_informed(&self) -> bool {
-        self.shared.store().waiting_for().is_empty()
-    }
-
-    /// Looks at the node, and takes in what that shows of the configuration and the directories.
-    async fn look_around(&mut self) -> anyhow::Result<Observed> {
-        let mut look = self.look().await?;
-        self.announced = look.announced;
-        self.locked_out = look.locked_out;
-        if let Some(loaded) = look.config {
-            self.take_config(loaded);
-        }
-        self.note_directories(&mut look.observed);
-        self.show_look(&look.observed);
-        Ok(look.observed)
     }
 
     fn plan(&mut self, config: &Config, ownership: &Ownership, node: &Node, observed: &Observed) -> Plan {

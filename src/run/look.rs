@@ -110,6 +110,24 @@ impl Daemon {
         })
     }
 
+    /// All that decisions need of the API server is known.
+    pub(super) fn is_informed(&self) -> bool {
+        self.shared.store().waiting_for().is_empty()
+    }
+
+    /// Looks at the node, and takes in what that shows of the configuration and the directories.
+    pub(super) async fn look_around(&mut self) -> anyhow::Result<Observed> {
+        let mut look = self.look().await?;
+        self.announced = look.announced;
+        self.locked_out = look.locked_out;
+        if let Some(loaded) = look.config {
+            self.take_config(loaded);
+        }
+        self.note_directories(&mut look.observed);
+        self.show_look(&look.observed);
+        Ok(look.observed)
+    }
+
     /// Begins to look at the node, on a thread where blocking is allowed; with the intent to act on what that shows, the
     /// directories are locked.
     pub(super) fn begin_look(&mut self, intent: Intent) -> anyhow::Result<()> {

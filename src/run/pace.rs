@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::Daemon;
+
 /// While they have to rest, passes take one part in this many of the time.
 const PARTS: u32 = 5;
 /// Passes that took so long together are made without rest: dozens on a node of the usual size.
@@ -15,7 +17,7 @@ const MOST: Duration = Duration::from_millis(100);
 
 /// While calls of the API wait for their turn, the next pass waits for so long at most: what it came to would have to wait
 /// behind them.
-pub(super) const FOR_CALLS: Duration = Duration::from_millis(500);
+const FOR_CALLS: Duration = Duration::from_millis(500);
 
 /// What passes have taken lately.
 #[derive(Debug, Default)]
@@ -36,7 +38,7 @@ impl Pace {
     }
 
     /// How long to rest `now`, before the next pass.
-    pub(super) fn rest(&mut self, now: Duration) -> Duration {
+    fn rest(&mut self, now: Duration) -> Duration {
         self.settle(now);
         self.debt.saturating_sub(CREDIT) * (PARTS - 1)
     }
@@ -44,6 +46,27 @@ impl Pace {
     fn settle(&mut self, now: Duration) {
         self.debt = self.debt.saturating_sub(now.saturating_sub(self.at) / (PARTS - 1));
         self.at = self.at.max(now);
+    }
+}
+
+impl Daemon {
+    /// Rests before the next pass, and lets the API calls that wait for their turn go first.
+    pub(super) async fn rest(&mut self) {
+        let rest = self.pace.rest(self.now());
+        // What scrubs are told must not wait for that.
+        let for_calls = if self.running.is_empty() {
+            FOR_CALLS
+        } else {
+            Duration::ZERO
+        };
+        // The semaphore is fair: this has its turn once all that wait have had theirs.
+        let calls = tokio::time::timeout(for_calls, self.writes.acquire());
+        let resting = async {
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
+        };
+        drop(tokio::join!(calls, resting));
     }
 }
 
