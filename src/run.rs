@@ -235,7 +235,7 @@ impl Daemon {
     /// One look and what follows from it. Returns when the next is due at the latest.
     async fn pass(&mut self, causes: &[Cause], by_timer: bool) -> anyhow::Result<Option<Duration>> {
         let began = Instant::now();
-        // Read before the look, which uses it, too: it opens no device before the PVs are known.
+        // Read before the look, which uses it, too: it probes no device before the PVs are known.
         let informed = self.is_informed();
         // Nothing follows from lists that are not complete.
         let of_api = |cause: &Cause| matches!(cause, Cause::Api | Cause::Call);

@@ -165,7 +165,8 @@ impl Daemon {
     }
 }
 
-/// A look at the node: everything in here may block. As long as it is not known what is published, no device is opened.
+/// A look at the node: everything in here may block. As long as it is not known what is published, no device is opened
+/// exclusively.
 fn look(
     eyes: &mut Eyes,
     keys: &[DirectoryKey],
@@ -181,8 +182,10 @@ fn look(
         eyes.config_read = Some(Instant::now());
         config::load_directory(config_dir)
     });
-    let may_open = |path: &Path| published.is_some_and(|published| !published.contains(path));
-    let mut observed = eyes.scanner.scan(keys, &|key, name| may_open(&key.host_dir.join(name)));
+    let may_probe = |path: &Path| published.is_some_and(|published| !published.contains(path));
+    let mut observed = eyes
+        .scanner
+        .scan(keys, &|key, name| may_probe(&key.host_dir.join(name)));
     let mut locked_out = Vec::new();
     // Only of directories that have just answered: nothing here has a deadline.
     for (key, directory) in &mut observed.directories {
@@ -209,5 +212,53 @@ fn look(
         locked_out,
         config,
         announced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use testkit::mounts::LoopDevice;
+
+    use super::*;
+    use crate::observed::EntryKind;
+
+    #[test]
+    fn only_devices_that_are_known_as_unpublished_are_opened_exclusively() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: needs root for loop devices");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let device = LoopDevice::with_file(&dir.path().join("file"), 1 << 20).unwrap();
+        let disks = dir.path().join("disks");
+        std::fs::create_dir(&disks).unwrap();
+        std::os::unix::fs::symlink(device.path(), disks.join("disk1")).unwrap();
+        let mut eyes = Eyes {
+            scanner: Scanner::new(crate::scan::ScanSettings::default()),
+            locks: Locks::default(),
+            directories: Directories::new(Arc::default(), dir.path()),
+            config_read: None,
+        };
+        let key = DirectoryKey::new("c", "/host", &disks);
+        // Who uses it is only known if it was.
+        let mut was_opened = |published: Option<HashSet<PathBuf>>| {
+            let (published, period) = (published.as_ref(), Duration::from_secs(10));
+            let keys = std::slice::from_ref(&key);
+            let look = look(&mut eyes, keys, published, dir.path(), period, Intent::Learn);
+            match &look.observed.directories[&key] {
+                Directory::Read(entries) => match &entries[0].kind {
+                    EntryKind::Device(facts) => facts.users.is_some(),
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!was_opened(None));
+        assert!(!was_opened(Some(["/host/disk1".into()].into())));
+        assert!(was_opened(Some(HashSet::new())));
     }
 }

@@ -8,7 +8,7 @@ use crate::node::{self, WORLDS, World};
 use crate::process::{AT_A_TIME, beside_each_other};
 use crate::story::{Armed, Case, History, story};
 
-use Armed::{AfterRelease, AtStart, WhileBound};
+use Armed::{AfterRelease, AtStart, WhileBound, WhileFree};
 use History::{Adopt, Capacity, Command, Device, Edit, Files, Force, Job, Strip, Withdraw};
 
 /// Each point with the histories that lead to it: where the daemon was armed, and how often it is killed in a row. (Not
@@ -35,8 +35,8 @@ const TABLE: &[(&str, History, Armed, u32)] = &[
     ("patch.used.after",          Files,    AtStart,      1),
     ("patch.upkeep.before",       Edit,     AtStart,      1),
     ("patch.upkeep.after",        Edit,     AtStart,      1),
-    ("patch.capacity.before",     Capacity, AtStart,      2),
-    ("patch.capacity.after",      Capacity, AtStart,      1),
+    ("patch.capacity.before",     Capacity, WhileFree,    2),
+    ("patch.capacity.after",      Capacity, WhileFree,    1),
     ("patch.finalizer.before",    Strip,    AtStart,      1),
     ("patch.finalizer.after",     Strip,    AtStart,      1),
     ("patch.resolve.before",      Adopt,    AtStart,      1),
@@ -44,14 +44,14 @@ const TABLE: &[(&str, History, Armed, u32)] = &[
     ("patch.let-go.before",       Files,    WhileBound,   2),
     ("patch.let-go.after",        Files,    WhileBound,   1),
     ("patch.let-go.before",       Device,   WhileBound,   1),
-    ("patch.let-go.before",       Withdraw, AtStart,      2),
-    ("patch.let-go.after",        Withdraw, AtStart,      1),
+    ("patch.let-go.before",       Withdraw, WhileFree,    2),
+    ("patch.let-go.after",        Withdraw, WhileFree,    1),
     ("delete.before",             Files,    WhileBound,   2),
     ("delete.after",              Files,    WhileBound,   1),
     ("delete.before",             Device,   AfterRelease, 1),
     ("delete.after",              Device,   AfterRelease, 1),
-    ("delete.before",             Withdraw, AtStart,      2),
-    ("delete.after",              Withdraw, AtStart,      1),
+    ("delete.before",             Withdraw, WhileFree,    2),
+    ("delete.after",              Withdraw, WhileFree,    1),
     ("claim.read",                Force,    AtStart,      1),
     ("delete.before",             Force,    AtStart,      1),
     ("delete.after",              Force,    AtStart,      1),

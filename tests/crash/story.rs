@@ -50,6 +50,8 @@ pub enum History {
 #[derive(Debug, Clone, Copy)]
 pub enum Armed {
     AtStart,
+    /// After another has published the volume.
+    WhileFree,
     WhileBound,
     /// None runs while the volume is released.
     AfterRelease,
@@ -89,6 +91,14 @@ pub async fn story(node: Rc<Node>, case: &Case) -> Result<()> {
 
 async fn go(node: &Rc<Node>, case: &Case, volume: &Volume, kept: &Volume, daemon: &Daemon) -> Result<()> {
     node.available("kept").await?;
+    if matches!(case.armed, Armed::WhileFree) {
+        // Not by the one that is to be killed: it would be killed where a PV is made anew.
+        for entry in ["kept", volume.entry.as_str()] {
+            made_available_soon(node, entry).await?;
+        }
+        daemon.stop().await?;
+        daemon.again(case.arms())?;
+    }
     let free = node.available(&volume.entry).await?;
     while_free(node, case.history, volume, &free).await?;
     let (bound, kept_pv) = tokio::join!(
@@ -102,7 +112,7 @@ async fn go(node: &Rc<Node>, case: &Case, volume: &Volume, kept: &Volume, daemon
     marked(node, "kept").await?;
     let bound = while_bound(node, case.history, volume, bound, daemon).await?;
     volume.intact()?;
-    if !matches!(case.armed, Armed::AtStart) {
+    if matches!(case.armed, Armed::WhileBound | Armed::AfterRelease) {
         daemon.stop().await?;
     }
     if matches!(case.armed, Armed::WhileBound) {
@@ -152,16 +162,12 @@ async fn volume(node: &Rc<Node>, history: History) -> Result<Rc<Volume>> {
 async fn while_free(node: &Node, history: History, volume: &Volume, free: &PersistentVolume) -> Result<()> {
     match history {
         History::Withdraw => {
-            made_available_soon(node, &volume.entry).await?;
             volume.unmount()?;
             node.until(&volume.entry, "withdrawn", |pv| pv.is_none()).await?;
             volume.mount()?;
             node.again(&volume.entry, free).await?;
         }
         History::Capacity => {
-            for entry in ["kept", volume.entry.as_str()] {
-                made_available_soon(node, entry).await?;
-            }
             let status = std::process::Command::new("mount")
                 .args(["-o", &format!("remount,size={}", POOL_BYTES + 128 * MIB)])
                 .arg(node.path("pool"))

@@ -96,6 +96,34 @@ fn each_list_is_waited_for_at_a_bearable_pace() {
     });
 }
 
+/// What is missing was only taken away if it was there in a look that counts, which the first does not.
+#[test]
+fn a_directory_that_goes_while_the_server_is_away_takes_no_pv_along() {
+    as_users("gone_directory", &["full", "classic"], async |world: Rc<World>| {
+        world.tmpfs("disk1")?;
+        world.start();
+        let pv = world.available("disk1", &Value::Null).await?;
+        world.stop().await?;
+        world
+            .api
+            .inject(always(Fault::status(503).verb("get").resource("nodes")));
+        world.start();
+        world.readiness(503, "the API server").await?;
+        world.pass_time(MINUTE).await;
+        let elsewhere = world.entry("").with_file_name("elsewhere");
+        std::fs::rename(world.entry(""), &elsewhere)?;
+        world.api.clear_faults();
+        world.readiness(503, "it does not exist; make it").await?;
+        world.pass_time(MINUTE).await;
+        let still = world
+            .pv("disk1")
+            .is_some_and(|now| now["metadata"]["uid"] == pv["metadata"]["uid"]);
+        ensure!(still, "its PV went with the directory");
+        std::fs::rename(&elsewhere, world.entry(""))?;
+        world.lives_on("disk1").await
+    });
+}
+
 /// The daemon may be there before its bindings are.
 #[test]
 fn permissions_that_come_later_count() {
