@@ -216,11 +216,7 @@ impl Daemon {
                     by_timer = true;
                 }
             }
-            self.rest().await;
-            // Whatever has ended by now is settled before the next pass, which then sees it all.
-            while let Some(done) = self.tasks.try_join_next() {
-                self.settle_task(done)?;
-            }
+            self.rest().await?;
         }
     }
 

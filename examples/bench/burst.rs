@@ -12,12 +12,12 @@ use testkit::plane::Plane;
 
 use crate::Scale;
 use crate::cluster::Cluster;
-use crate::life::{available, entries, milliseconds, quiet};
+use crate::life::{QUIET, available, entries, milliseconds};
 use crate::program::{Binary, Running};
 use crate::report::Report;
 
 /// How many passes over what nothing happens to are measured together, and how far apart, so that no two become one.
-const LOOKS: usize = 40;
+const LOOKS: usize = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
 const START_FLOOR: &str = "a client with 16 connections";
@@ -54,7 +54,7 @@ pub(crate) async fn measure(
         let Some(mut running) = running else { continue };
         report.times(Some(column), &start, starts, "");
         report.add(column, "CPU of the last start", "s", running.cpu()?.as_secs_f64());
-        quiet(&cluster).await?;
+        tokio::time::sleep(QUIET).await;
         let memory = running.memory()?;
         let name = format!("resident memory, {} volumes", scale.volumes);
         report.add(column, &name, "MB", memory.resident);
@@ -90,7 +90,7 @@ async fn make_all(cluster: &Cluster<'_>, scale: &Scale) -> Result<Duration> {
         .map(|entry| cluster.pv(&entry))
         .collect::<Result<_>>()?;
     let began = Instant::now();
-    cluster.create(objects).await?;
+    cluster.connect_and_create(objects).await?;
     let took = began.elapsed();
     available(cluster, scale.volumes).await?;
     Ok(took)

@@ -145,16 +145,15 @@ impl<'a> Cluster<'a> {
         object(&self.name, &self.name, &format!("{}-{entry}", self.name), &path)
     }
 
+    /// Makes PVs over many connections, new ones as after a start.
+    pub(crate) async fn connect_and_create(&self, objects: Vec<PersistentVolume>) -> Result<()> {
+        let raw = connect_by(&self.plane.kubeconfig_of("full")?).await?;
+        create_by(raw, objects).await
+    }
+
     /// Makes PVs over many connections.
     pub(crate) async fn create(&self, objects: Vec<PersistentVolume>) -> Result<()> {
-        let pvs: Api<PersistentVolume> = Api::all(self.raw.clone());
-        let create = |object: PersistentVolume| {
-            let pvs = pvs.clone();
-            async move { pvs.create(&PostParams::default(), &object).await.map(drop) }
-        };
-        let calls = stream::iter(objects).map(create).buffer_unordered(CONNECTIONS);
-        calls.try_collect::<Vec<_>>().await.context("create PVs")?;
-        Ok(())
+        create_by(self.raw.clone(), objects).await
     }
 
     /// PVs that a provisioner on other nodes has made, 20 of each, labelled as ours are for their nodes.
@@ -279,18 +278,20 @@ impl<'a> Cluster<'a> {
 
     /// Takes the PVs away. No program runs.
     pub(crate) async fn clear_pvs(&self) -> Result<()> {
-        let delete = |name: String| {
+        let delete = |(name, pv): (String, PersistentVolume)| {
             let (claims, pvs) = (self.claims(), self.pvs());
             async move {
                 // What is gone already is as it shall be.
-                let _ = claims.delete(&name, &DeleteParams::default()).await;
+                if pv.spec.is_some_and(|spec| spec.claim_ref.is_some()) {
+                    let _ = claims.delete(&name, &DeleteParams::default()).await;
+                }
                 let _ = pvs.delete(&name, &DeleteParams::default()).await;
                 let bare = Patch::Merge(json!({"metadata": {"finalizers": null}}));
                 let _ = pvs.patch(&name, &PatchParams::default(), &bare).await;
             }
         };
-        let names: Vec<String> = self.seen.now().into_keys().collect();
-        stream::iter(names).for_each_concurrent(CONNECTIONS, delete).await;
+        let all = stream::iter(self.seen.now());
+        all.for_each_concurrent(CONNECTIONS, delete).await;
         self.seen.clone().until("all PVs are gone", Pvs::is_empty).await?;
         Ok(())
     }
@@ -300,6 +301,17 @@ impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+async fn create_by(client: Client, objects: Vec<PersistentVolume>) -> Result<()> {
+    let pvs: Api<PersistentVolume> = Api::all(client);
+    let create = |object: PersistentVolume| {
+        let pvs = pvs.clone();
+        async move { pvs.create(&PostParams::default(), &object).await.map(drop) }
+    };
+    let calls = stream::iter(objects).map(create).buffer_unordered(CONNECTIONS);
+    calls.try_collect::<Vec<_>>().await.context("create PVs")?;
+    Ok(())
 }
 
 fn stream_of(

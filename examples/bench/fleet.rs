@@ -16,14 +16,12 @@ use crate::program::{Binary, Running};
 use crate::proxy::Proxy;
 use crate::report::Report;
 
-/// All of them share this machine with the API server.
-const NODES: usize = 40;
-
 pub(crate) async fn measure(
     plane: &Plane,
     dir: &Path,
     binary: &Binary,
     foreign: usize,
+    count: usize,
     report: &mut Report,
 ) -> Result<()> {
     let fleet = format!("fleet{foreign}");
@@ -31,7 +29,7 @@ pub(crate) async fn measure(
     let proxy = Proxy::to(plane.server()).await?;
     let kubeconfig = cluster.kubeconfig(Some(proxy.address))?;
     let mut nodes = Vec::new();
-    for number in 0..NODES {
+    for number in 0..count {
         let name = format!("{fleet}-{number}");
         plane.create_node(&name, &name).await?;
         let disks = dir.join(&name).join("disks");
@@ -52,7 +50,7 @@ pub(crate) async fn measure(
             .collect::<Result<Vec<Running>>>()
     };
     let first = start()?;
-    let all = |pvs: &Pvs| pvs.len() == NODES * USUAL && pvs.values().all(is_free);
+    let all = |pvs: &Pvs| pvs.len() == count * USUAL && pvs.values().all(is_free);
     cluster.seen.clone().until("all nodes have published", all).await?;
     drop(first);
 
@@ -61,11 +59,11 @@ pub(crate) async fn measure(
         node.ready().await?;
     }
     let took = began.elapsed().as_secs_f64();
-    let name = |what: &str| format!("{what}, {NODES} nodes start again at once beside {foreign} PVs");
+    let name = |what: &str| format!("{what}, {count} nodes start again at once beside {foreign} PVs");
     report.add(0, &name("all ready"), "s", took);
-    let cpu = (cpu_of_server(plane)? - cpu).as_secs_f64() * 1e3 / NODES as f64;
+    let cpu = (cpu_of_server(plane)? - cpu).as_secs_f64() * 1e3 / count as f64;
     report.add(0, &name("CPU of the API server for each"), "ms", cpu);
-    let received = (proxy.received() - received) as f64 / 1e3 / NODES as f64;
+    let received = (proxy.received() - received) as f64 / 1e3 / count as f64;
     report.add(0, &name("received by each"), "kB", received);
     cluster.clear().await
 }

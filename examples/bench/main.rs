@@ -5,12 +5,14 @@
 
 mod burst;
 mod cluster;
+mod crowd;
 mod fleet;
 mod life;
 mod program;
 mod proxy;
 mod report;
 mod scrubs;
+mod single;
 mod soak;
 
 use std::path::{Path, PathBuf};
@@ -81,7 +83,9 @@ struct Scale {
     /// How many times that is done, by each program and by the raw client.
     rounds: usize,
     foreign: usize,
-    /// Of an idle process, and of one with updates of PVs of other nodes.
+    /// Nodes that start at once, and then what is measured beside PVs of other nodes is measured without them, too.
+    fleet: Option<usize>,
+    /// Of an idle process.
     window: std::time::Duration,
     /// After which a process that is idle looks as seldom as it ever does; none where that is not measured.
     settled: Option<std::time::Duration>,
@@ -96,25 +100,27 @@ impl Scale {
         if args.quick {
             Self {
                 mounts: 15,
-                claims: 5,
+                claims: 10,
                 volumes: 1_000,
-                released: 200,
-                rounds: 3,
+                released: 100,
+                rounds: 2,
                 foreign: args.foreign.unwrap_or(1_000),
-                window: seconds(60),
+                fleet: None,
+                window: seconds(30),
                 settled: None,
-                files: 100_000,
+                files: 10_000,
                 device_bytes: 512 << 20,
                 soak: seconds(5 * 60),
             }
         } else {
             Self {
                 mounts: 15,
-                claims: 10,
+                claims: 15,
                 volumes: 1_000,
                 released: 200,
                 rounds: 5,
                 foreign: args.foreign.unwrap_or(10_000),
+                fleet: Some(40),
                 window: seconds(60),
                 settled: Some(seconds(4 * 60)),
                 files: 1_000_000,
@@ -183,46 +189,31 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
     if wanted(Part::Scrubs) {
         scrubs::measure(&binaries[0], dir, &scale, &mut report)?;
     }
+    let mut floor = match args.only {
+        None => Some(single::Floor::new(&plane, dir).await?),
+        Some(_) => None,
+    };
     for (column, binary) in binaries.iter().enumerate() {
         let cluster = Cluster::new(&plane, dir, &format!("bench{column}")).await?;
         match args.only {
-            None => life::measure(&cluster, binary, &scale, &mut report, column).await?,
+            None | Some(Part::Idle) => life::idle(&cluster, binary, &scale, &mut report, column).await?,
             Some(Part::Memory) => drop(life::start(&cluster, binary, &mut report, column).await?),
-            Some(Part::Idle) => drop(life::idle(&cluster, binary, &scale, &mut report, column).await?),
             Some(Part::Soak) => soak::measure(&cluster, binary, scale.soak, &mut report, column).await?,
             Some(Part::Scrubs | Part::Burst | Part::Crowd) => {}
         }
+        if let Some(floor) = &mut floor {
+            floor.measure(&cluster, binary, &scale, &mut report, column).await?;
+        }
         cluster.clear().await?;
     }
-    if args.only.is_none() {
-        let cluster = Cluster::new(&plane, dir, "floor").await?;
-        life::floors(&cluster, &scale, &mut report).await?;
-        cluster.clear().await?;
+    if let Some(floor) = floor {
+        floor.report(&mut report).await?;
     }
     if wanted(Part::Burst) {
         burst::measure(&plane, dir, &binaries, &scale, &mut report).await?;
     }
     if wanted(Part::Crowd) {
-        // What a node costs alone, and beside many others.
-        for foreign in [0, scale.foreign] {
-            eprintln!("bench: making {foreign} PVs of other nodes");
-            for (column, binary) in binaries.iter().enumerate() {
-                let cluster = Cluster::new(&plane, dir, &format!("crowd{column}-{foreign}")).await?;
-                if column == 0 {
-                    cluster.make_foreign(foreign).await?;
-                }
-                life::crowded(&cluster, binary, foreign, &scale, &mut report, column).await?;
-                cluster.clear().await?;
-            }
-            fleet::measure(
-                &plane,
-                &dir.join(foreign.to_string()),
-                &binaries[0],
-                foreign,
-                &mut report,
-            )
-            .await?;
-        }
+        crowd::measure(&plane, dir, &binaries, &scale, &mut report).await?;
     }
     Ok(report)
 }

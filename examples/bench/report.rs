@@ -64,10 +64,14 @@ impl Report {
 
     /// Median and maximum of some times.
     pub(crate) fn times(&mut self, column: Option<usize>, name: &str, mut times: Vec<Duration>, what: &'static str) {
+        eprintln!("bench: {name}: {times:.1?} {what}");
         times.sort();
-        let (Some(median), Some(most)) = (times.get(times.len() / 2).copied(), times.last().copied()) else {
+        let middle = [times.len().saturating_sub(1) / 2, times.len() / 2];
+        let ([Some(low), Some(high)], Some(most)) = (middle.map(|at| times.get(at).copied()), times.last().copied())
+        else {
             return;
         };
+        let median = (low + high) / 2;
         for (which, time) in [("p50", median), ("max", most)] {
             let (name, value) = (format!("{name}, {which}"), time.as_secs_f64() * 1e3);
             match column {

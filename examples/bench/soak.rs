@@ -22,7 +22,7 @@ pub(crate) async fn measure(
     report: &mut Report,
     column: usize,
 ) -> Result<()> {
-    let (mut running, _proxy) = start(cluster, binary, report, column).await?;
+    let mut started = start(cluster, binary, report, column).await?;
     let names: Vec<String> = cluster.seen.now().into_keys().collect();
     let (began, mut recycled, mut memory) = (Instant::now(), 0, Vec::new());
     while began.elapsed() < length {
@@ -38,8 +38,8 @@ pub(crate) async fn measure(
             cluster.unmount("guest")?;
         }
         tokio::time::sleep(QUIET).await;
-        running.check()?;
-        memory.push(running.memory()?.anonymous);
+        started.running.check()?;
+        memory.push(started.running.memory()?.anonymous);
         eprintln!("bench: {recycled} volumes recycled, {:?} MB anonymous", memory.last());
         // After its grace period.
         available(cluster, names.len()).await?;

@@ -1,6 +1,5 @@
 //! Starting the calls of the API that a plan asks for. Each ends as a [`Done`], which the loop settles.
 
-use futures::FutureExt;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
 use kube::api::Api;
@@ -24,15 +23,10 @@ impl Daemon {
         F: Future<Output = Done> + Send + 'static,
     {
         self.memory.in_flight.insert(key.to_owned());
-        // It takes its place in the queue now, and not when the task first runs: who comes later waits behind it.
-        let mut turn = Box::pin(Arc::clone(&self.writes).acquire_owned());
-        let at_once = turn.as_mut().now_or_never();
+        let writes = Arc::clone(&self.writes);
         self.tasks.spawn(async move {
             // The semaphore is never closed.
-            let _permit = match at_once {
-                Some(permit) => permit,
-                None => turn.await,
-            };
+            let _permit = writes.acquire_owned().await;
             // Only now, and not in the task itself: it takes kilobytes, and a thousand may be waiting.
             Box::pin(call()).await
         });

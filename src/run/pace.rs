@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::Daemon;
 
 /// While they have to rest, passes take one part in this many of the time.
@@ -15,9 +17,11 @@ const CREDIT: Duration = Duration::from_millis(150);
 /// No pass counts for more: one that waited for a disk that hangs has spent nothing.
 const MOST: Duration = Duration::from_millis(100);
 
-/// While calls of the API wait for their turn, the next pass waits for so long at most: what it came to would have to wait
-/// behind them.
+/// While more calls of the API than [`FEW`] are under way or wait for their turn, the next pass waits for so long at most:
+/// what it came to would have to wait behind them.
 const FOR_CALLS: Duration = Duration::from_millis(500);
+/// Enough to keep all connections busy while a pass is made.
+const FEW: usize = 3 * super::WRITES;
 
 /// What passes have taken lately.
 #[derive(Debug, Default)]
@@ -50,23 +54,27 @@ impl Pace {
 }
 
 impl Daemon {
-    /// Rests before the next pass, and lets the API calls that wait for their turn go first.
-    pub(super) async fn rest(&mut self) {
-        let rest = self.pace.rest(self.now());
-        // What scrubs are told must not wait for that.
-        let for_calls = if self.running.is_empty() {
-            FOR_CALLS
-        } else {
-            Duration::ZERO
-        };
-        // The semaphore is fair: this has its turn once all that wait have had theirs.
-        let calls = tokio::time::timeout(for_calls, self.writes.acquire());
-        let resting = async {
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
+    /// Rests before the next pass, and lets the API calls that wait for their turn go first. What ends meanwhile, or has
+    /// ended, is settled, so that the next pass sees it all.
+    pub(super) async fn rest(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let (rested, waited) = (now + self.pace.rest(self.now()), now + FOR_CALLS);
+        loop {
+            while let Some(done) = self.tasks.try_join_next() {
+                self.settle_task(done)?;
             }
-        };
-        drop(tokio::join!(calls, resting));
+            // What scrubs are told must not wait for calls.
+            let busy = self.memory.in_flight.len() > FEW && self.running.is_empty();
+            let until = if busy { rested.max(waited) } else { rested };
+            // A timer for now would take a millisecond.
+            if until <= Instant::now() {
+                return Ok(());
+            }
+            tokio::select! {
+                Some(done) = self.tasks.join_next() => self.settle_task(done)?,
+                () = sleep_until(until) => {}
+            }
+        }
     }
 }
 
