@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::ResourceExt;
-use node::{Node, WORLDS, World, phase};
+use node::{Node, WORLDS, World, is_surely_unused, phase};
 use process::{Daemon, beside_each_other};
 use serde_json::json;
 use volume::{Guard, Volume};
@@ -167,7 +167,7 @@ async fn life(volume: &Rc<Volume>, name: &str, chaos: &Chaos, rng: &mut Rng) -> 
     let node = &volume.node;
     if rng.u8(..4) == 0 {
         let free = node.available(&volume.entry).await?;
-        disturb(volume, Some(&free), true, chaos, rng).await?;
+        disturb(volume, Some(&free), is_surely_unused(&free), chaos, rng).await?;
     }
     let bound = node.claim_of_mode(name, &volume.class, volume.mode()).await?;
     ensure!(volume.left()?.is_empty(), "bound with {:?}", volume.left()?);

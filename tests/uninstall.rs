@@ -278,7 +278,7 @@ async fn left_dirty(node: &Node, free: &[&str]) -> Result<(PathBuf, PersistentVo
     node.until("disk1", "marked", used).await?;
     for entry in free {
         node.tmpfs(&class, entry)?;
-        node.available(entry).await?;
+        node.surely_unused(entry).await?;
     }
     node.stop().await?;
     node.release("a").await?;

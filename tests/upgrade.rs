@@ -35,10 +35,9 @@ async fn classic_pv(node: &Node, class: &str, entry: &str, node_uid: &str) -> Re
             "nodeAffinity": affinity,
         },
     });
-    node.pvs()
-        .create(&PostParams::default(), &serde_json::from_value(pv)?)
-        .await?;
-    node.available(entry).await
+    let pv: PersistentVolume = serde_json::from_value(pv)?;
+    let create = async || Ok(node.pvs().create(&PostParams::default(), &pv).await?);
+    node.create_unused(entry, create).await
 }
 
 async fn node_uid(node: &Node) -> Result<String> {

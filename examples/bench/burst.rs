@@ -20,10 +20,10 @@ use crate::report::Report;
 const LOOKS: usize = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(250);
 
-const START_FLOOR: &str = "a client with 16 connections";
+const START_FLOOR: &str = "a client with 16 new connections";
 const RELEASE_FLOOR: &str = "a client that answers every event at once";
 
-/// Measures all programs, and the raw client beside each.
+/// Measures all programs, and the raw client beside each; what it took beside the provisioner is the floor.
 pub(crate) async fn measure(
     plane: &Plane,
     dir: &Path,
@@ -45,7 +45,8 @@ pub(crate) async fn measure(
             // One side's PVs are cleared before the other is timed: controllers still write to new PVs.
             drop(running.take());
             cluster.clear_pvs().await?;
-            floors_of_start.push(make_all(&floor, scale).await?);
+            let took = make_all(&floor, scale).await?;
+            floors_of_start.extend((column == 0).then_some(took));
             floor.clear_pvs().await?;
             let (program, took) = publish_all(&cluster, binary, scale).await?;
             starts.push(took);
@@ -64,7 +65,8 @@ pub(crate) async fn measure(
         make_all(&floor, scale).await?;
         let recycler = floor.recycle_at_once();
         for round in 0..scale.rounds {
-            floors_of_release.push(release_some(&floor, scale, round).await?);
+            let took = release_some(&floor, scale, round).await?;
+            floors_of_release.extend((column == 0).then_some(took));
             let cpu = running.cpu()?;
             releases.push(release_some(&cluster, scale, round).await?);
             if round + 1 == scale.rounds {

@@ -166,20 +166,24 @@ impl<'a> Cluster<'a> {
         self.create(objects.collect::<Result<_>>()?).await
     }
 
-    /// Changes PVs of other nodes, so many per second, for some time.
-    pub(crate) async fn change_foreign(&self, count: usize, per_second: u32, time: Duration) -> Result<()> {
-        let pvs = self.pvs();
+    /// Changes PVs of other nodes, so many per second, for some time. How long it took.
+    pub(crate) async fn change_foreign(&self, count: usize, per_second: u32, time: Duration) -> Result<Duration> {
+        let began = Instant::now();
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / per_second);
-        let end = Instant::now() + time;
-        let mut number = 0;
-        while Instant::now() < end && count > 0 {
+        let mut calls = tokio::task::JoinSet::new();
+        for number in 0..(time.as_secs_f64() * f64::from(per_second)) as usize {
             ticks.tick().await;
-            let patch = Patch::Merge(json!({"metadata": {"annotations": {"bench": number.to_string()}}}));
-            let name = format!("foreign-{}", number % count);
-            pvs.patch(&name, &PatchParams::default(), &patch).await?;
-            number += 1;
+            let pvs = self.pvs();
+            calls.spawn(async move {
+                let patch = Patch::Merge(json!({"metadata": {"annotations": {"bench": number.to_string()}}}));
+                let name = format!("foreign-{}", number % count);
+                pvs.patch(&name, &PatchParams::default(), &patch).await.map(drop)
+            });
         }
-        Ok(())
+        while let Some(done) = calls.join_next().await {
+            done??;
+        }
+        Ok(began.elapsed())
     }
 
     /// Binds a claim to each of these PVs, as if they had been scheduled, and waits until they are Bound.
@@ -239,8 +243,15 @@ impl<'a> Cluster<'a> {
     pub(crate) fn recycle_at_once(&self) -> tokio::task::JoinHandle<()> {
         let (pvs, mut stream) = (Api::all(self.raw.clone()), stream_of(self.raw.clone(), &self.name));
         tokio::spawn(async move {
-            while let Some(Ok(event)) = stream.next().await {
+            while let Some(event) = stream.next().await {
                 let pvs = pvs.clone();
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        eprintln!("bench: the watch failed: {error}");
+                        continue;
+                    }
+                };
                 match event {
                     watcher::Event::Apply(pv)
                         if phase(&pv) == "Released" && pv.metadata.deletion_timestamp.is_none() =>

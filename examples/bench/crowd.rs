@@ -1,4 +1,4 @@
-//! A node beside the PVs of many others, and one that is alone.
+//! A node beside the PVs of many others, and one that is alone where there is time for that.
 
 use std::path::Path;
 
@@ -69,8 +69,10 @@ async fn beside(
     add("received at start", "kB", received);
     if foreign > 0 {
         let (cpu, received) = (running.cpu()?, proxy.received());
-        cluster.change_foreign(foreign, CHANGES_PER_SECOND, QUIET).await?;
-        let seconds = QUIET.as_secs_f64();
+        let seconds = cluster
+            .change_foreign(foreign, CHANGES_PER_SECOND, QUIET)
+            .await?
+            .as_secs_f64();
         let cpu = life::milliseconds(running.cpu()? - cpu) / seconds;
         let received = (proxy.received() - received) as f64 / 1e3 / seconds;
         add("50 updates/s of those, CPU per second", "ms", cpu);

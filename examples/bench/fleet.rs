@@ -65,6 +65,11 @@ pub(crate) async fn measure(
     report.add(0, &name("CPU of the API server for each"), "ms", cpu);
     let received = (proxy.received() - received) as f64 / 1e3 / count as f64;
     report.add(0, &name("received by each"), "kB", received);
+    // The mount table of what is measured after this is as long as it was before.
+    for (name, _) in &nodes {
+        let disks = dir.join(name).join("disks");
+        entries(0, USUAL).try_for_each(|entry| mounts::unmount(&disks.join(entry)))?;
+    }
     cluster.clear().await
 }
 

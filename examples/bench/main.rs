@@ -63,7 +63,7 @@ enum Part {
     Idle,
     /// Many volumes at start, passes over them, and many released at once
     Burst,
-    /// The same node alone and beside the PVs of many others
+    /// A node beside the PVs of many others, and without --quick alone, too
     Crowd,
     /// Scrubs beside rm, dd and blkdiscard
     Scrubs,
@@ -201,8 +201,10 @@ async fn measure(args: &Args, dir: &Path) -> Result<Report> {
             Some(Part::Soak) => soak::measure(&cluster, binary, scale.soak, &mut report, column).await?,
             Some(Part::Scrubs | Part::Burst | Part::Crowd) => {}
         }
-        if let Some(floor) = &mut floor {
-            floor.measure(&cluster, binary, &scale, &mut report, column).await?;
+        if args.only.is_none() {
+            // A floor is what it is beside the provisioner.
+            let floor = floor.as_mut().filter(|_| column == 0);
+            single::measure(&cluster, binary, floor, &scale, &mut report, column).await?;
         }
         cluster.clear().await?;
     }

@@ -62,17 +62,21 @@ impl Report {
         self.figure(name, unit).floor = Some((value, what));
     }
 
+    /// The median of what the same takes.
+    pub(crate) fn floor_median(&mut self, name: &str, mut times: Vec<Duration>, what: &'static str) {
+        eprintln!("bench: {name}: {times:.1?} {what}");
+        if let Some(median) = median(&mut times) {
+            self.floor(name, "ms", median.as_secs_f64() * 1e3, what);
+        }
+    }
+
     /// Median and maximum of some times.
     pub(crate) fn times(&mut self, column: Option<usize>, name: &str, mut times: Vec<Duration>, what: &'static str) {
         eprintln!("bench: {name}: {times:.1?} {what}");
-        times.sort();
-        let middle = [times.len().saturating_sub(1) / 2, times.len() / 2];
-        let ([Some(low), Some(high)], Some(most)) = (middle.map(|at| times.get(at).copied()), times.last().copied())
-        else {
+        let (Some(median), Some(most)) = (median(&mut times), times.iter().max()) else {
             return;
         };
-        let median = (low + high) / 2;
-        for (which, time) in [("p50", median), ("max", most)] {
+        for (which, time) in [("p50", median), ("max", *most)] {
             let (name, value) = (format!("{name}, {which}"), time.as_secs_f64() * 1e3);
             match column {
                 Some(column) => self.add(column, &name, "ms", value),
@@ -120,6 +124,13 @@ impl Report {
         let figures: Vec<Value> = figures.collect();
         format!("{:#}\n", json!({"machine": self.machine, "figures": figures}))
     }
+}
+
+/// Of an even number of times, the mean of the two in the middle.
+fn median(times: &mut [Duration]) -> Option<Duration> {
+    times.sort();
+    let low = times.get(times.len().checked_sub(1)? / 2)?;
+    Some((*low + *times.get(times.len() / 2)?) / 2)
 }
 
 fn ratio(value: Option<f64>, by: Option<f64>) -> Option<f64> {

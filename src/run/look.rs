@@ -260,5 +260,6 @@ mod tests {
         assert!(!was_opened(None));
         assert!(!was_opened(Some(["/host/disk1".into()].into())));
         assert!(was_opened(Some(HashSet::new())));
+        assert!(!was_opened(Some(["/host/disk1".into()].into())));
     }
 }

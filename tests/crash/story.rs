@@ -94,10 +94,13 @@ async fn go(node: &Rc<Node>, case: &Case, volume: &Volume, kept: &Volume, daemon
     if matches!(case.armed, Armed::WhileFree) {
         // Not by the one that is to be killed: it would be killed where a PV is made anew.
         for entry in ["kept", volume.entry.as_str()] {
-            made_available_soon(node, entry).await?;
+            node.surely_unused(entry).await?;
         }
         daemon.stop().await?;
+        let then = daemon.log();
         daemon.again(case.arms())?;
+        // It has seen the volume before that changes.
+        daemon.logged_after(&then, "state=\"available\"").await?;
     }
     let free = node.available(&volume.entry).await?;
     while_free(node, case.history, volume, &free).await?;
@@ -184,31 +187,6 @@ async fn while_free(node: &Node, history: History, volume: &Volume, free: &Persi
         _ => {}
     }
     Ok(())
-}
-
-/// Waits for a PV that became Available so soon after its creation that the next process, too, knows it as never used: any
-/// other keeps its capacity, and is not withdrawn. A control plane that is busy takes longer; then the PV is made anew.
-async fn made_available_soon(node: &Node, entry: &str) -> Result<()> {
-    const SOON: i64 = 2; // Seconds.
-    let end = tokio::time::Instant::now() + DEADLINE;
-    let mut pv = node.available(entry).await?;
-    loop {
-        let since = pv
-            .status
-            .as_ref()
-            .and_then(|status| status.last_phase_transition_time.as_ref());
-        let created = pv.metadata.creation_timestamp.as_ref();
-        let (since, created) = since.zip(created).context("a PV without time stamps")?;
-        if since.0.as_second() - created.0.as_second() <= SOON {
-            return Ok(());
-        }
-        ensure!(
-            tokio::time::Instant::now() < end,
-            "{entry} never became Available in {SOON} s"
-        );
-        node.delete(&pv).await?;
-        pv = node.again(entry, &pv).await?;
-    }
 }
 
 /// Waits until the PV of a bound volume says that it was used, where it may be made to say so.

@@ -74,7 +74,7 @@ fn at_the_start_a_blank_map_is_waited_out_and_an_empty_one_is_ready() {
         let class = node.class("Delete", "").await?;
         node.tmpfs(&class, "disk1")?;
         node.start().await?;
-        let pv = node.available("disk1").await?;
+        let pv = node.surely_unused("disk1").await?;
         node.stop().await?;
         node.configure("storageClassMap", "")?;
         let address = node.listen()?;

@@ -114,12 +114,15 @@ fn a_directory_that_goes_while_the_server_is_away_takes_no_pv_along() {
         std::fs::rename(world.entry(""), &elsewhere)?;
         world.api.clear_faults();
         world.readiness(503, "it does not exist; make it").await?;
-        world.pass_time(MINUTE).await;
-        let still = world
-            .pv("disk1")
-            .is_some_and(|now| now["metadata"]["uid"] == pv["metadata"]["uid"]);
-        ensure!(still, "its PV went with the directory");
+        // Twice as long as it takes until what has vanished is withdrawn.
+        world.pass_time(2 * MINUTE).await;
         std::fs::rename(&elsewhere, world.entry(""))?;
+        world.readiness(200, "ok").await?;
+        let now = world.available("disk1", &Value::Null).await?;
+        ensure!(
+            now["metadata"]["uid"] == pv["metadata"]["uid"],
+            "its PV went with the directory"
+        );
         world.lives_on("disk1").await
     });
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::api::{Fault, Permissions};
 
@@ -36,6 +36,38 @@ fn creates_that_fail_are_tried_again_at_a_bearable_pace() {
             ensure!((4..=14).contains(&count), "{count} creates in two minutes of {what}");
             world.api.clear_faults();
             world.lives_on(&entry).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn looks_go_on_while_many_calls_wait() {
+    const PASSES: &str = "local_volume_provisioner_pass_duration_seconds_count ";
+    as_users("many_waiting", &["full"], async |world: Rc<World>| {
+        let disks: Vec<String> = (0..100).map(|number| format!("disk{number}")).collect();
+        disks.iter().try_for_each(|disk| world.tmpfs(disk))?;
+        let hang = Fault::hang().verb("create").resource("persistentvolumes");
+        world.api.inject(always(hang));
+        world.start();
+        world.readiness(200, "ok").await?;
+        let passes = async || -> Result<u64> {
+            let metrics = world.get("/metrics").await?;
+            let count = metrics.lines().find_map(|line| line.strip_prefix(PASSES));
+            Ok(count.context("passes are not counted")?.parse()?)
+        };
+        for number in 0..4 {
+            let before = passes().await?;
+            world.api.edit("nodes", "", "node1", |node| {
+                node["metadata"]["labels"]["example.com/touched"] = number.to_string().into();
+            });
+            // Less than a call takes that hangs.
+            world.pass_time(Duration::from_millis(700)).await;
+            ensure!(passes().await? > before, "no pass after edit {number}");
+        }
+        world.api.clear_faults();
+        for disk in &disks {
+            world.available(disk, &Value::Null).await?;
         }
         Ok(())
     });

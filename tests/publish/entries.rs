@@ -243,14 +243,9 @@ fn a_path_that_a_foreign_pv_stands_for_is_not_published() {
     in_worlds("foreign_pv", &MODES, async |node: Rc<Node>| {
         let class = node.class("Delete", "").await?;
         let disk = node.tmpfs(&class, "disk1")?;
-        let foreign = create_foreign(
-            &node,
-            &format!("by-hand-{}", node.name),
-            &class,
-            &disk.display().to_string(),
-            &node.hostname(),
-        )
-        .await?;
+        let (name, path) = (format!("by-hand-{}", node.name), disk.display().to_string());
+        let create = async || create_foreign(&node, &name, &class, &path, &node.hostname()).await;
+        let foreign = node.create_unused("disk1", create).await?;
         node.tmpfs(&class, "disk2")?;
         node.start().await?;
         node.available("disk2").await?;

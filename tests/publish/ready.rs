@@ -17,7 +17,7 @@ fn a_directory_that_was_never_there_keeps_it_unready_and_its_volumes_published()
         let class = node.class("Delete", "").await?;
         node.tmpfs(&class, "disk1")?;
         node.start().await?;
-        let pv = node.available("disk1").await?;
+        let pv = node.surely_unused("disk1").await?;
         node.stop().await?;
         // The disks' directory comes late, after a reboot.
         std::fs::rename(node.path(&class), node.path("elsewhere"))?;

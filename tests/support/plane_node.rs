@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -421,6 +421,43 @@ impl Node {
         pv.context("no PV")
     }
 
+    /// Waits until the entry has a PV that is [surely unused](is_surely_unused): one that is not, is made anew by the daemon.
+    pub async fn surely_unused(&self, entry: &str) -> Result<PersistentVolume> {
+        let end = tokio::time::Instant::now() + DEADLINE * 3;
+        let mut pv = self.available(entry).await?;
+        while !is_surely_unused(&pv) {
+            ensure!(
+                tokio::time::Instant::now() < end,
+                "{entry} never became Available in {SOON} s"
+            );
+            self.delete(&pv).await?;
+            pv = self.again(entry, &pv).await?;
+        }
+        Ok(pv)
+    }
+
+    /// The same of a PV that no daemon makes.
+    pub async fn create_unused(
+        &self,
+        entry: &str,
+        create: impl AsyncFn() -> Result<PersistentVolume>,
+    ) -> Result<PersistentVolume> {
+        let end = tokio::time::Instant::now() + DEADLINE * 3;
+        loop {
+            create().await?;
+            let pv = self.available(entry).await?;
+            if is_surely_unused(&pv) {
+                return Ok(pv);
+            }
+            ensure!(
+                tokio::time::Instant::now() < end,
+                "{entry} never became Available in {SOON} s"
+            );
+            self.delete(&pv).await?;
+            self.until(entry, "it is gone", |pv| pv.is_none()).await?;
+        }
+    }
+
     /// A class with one disk, `disk1`, the running daemon, and claim `a` bound to the disk's PV.
     pub async fn tenant(&self, policy: &str) -> Result<(String, PathBuf, PersistentVolume)> {
         let class = self.class(policy, "").await?;
@@ -569,6 +606,23 @@ impl Node {
 }
 
 /// Asks the daemon's endpoint: the status code and the body.
+/// Seconds.
+const SOON: i64 = 2;
+
+/// Whether a PV became Available so soon after its creation that a process that was not there knows, too, that it was
+/// never used. Without that it keeps its capacity, and is neither withdrawn nor given up. A control plane that is busy
+/// may take longer.
+pub fn is_surely_unused(pv: &PersistentVolume) -> bool {
+    let since = pv
+        .status
+        .as_ref()
+        .and_then(|status| status.last_phase_transition_time.as_ref());
+    let created = pv.metadata.creation_timestamp.as_ref();
+    let times = since.zip(created);
+    phase(pv) == "Available"
+        && times.is_some_and(|(since, created)| since.0.as_second() - created.0.as_second() <= SOON)
+}
+
 pub async fn http_get(address: std::net::SocketAddr, path: &str) -> Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;

@@ -173,8 +173,13 @@ impl Daemon {
 
     /// Waits until it has logged a text.
     pub async fn logged(&self, text: &str) -> Result<()> {
+        self.logged_after("", text).await
+    }
+
+    /// Waits until it has logged a text after what its log was then.
+    pub async fn logged_after(&self, then: &str, text: &str) -> Result<()> {
         let end = tokio::time::Instant::now() + DEADLINE;
-        while !self.log().contains(text) {
+        while !self.log().get(then.len()..).is_some_and(|log| log.contains(text)) {
             self.check()?;
             ensure!(
                 tokio::time::Instant::now() < end,
