@@ -1,6 +1,7 @@
 //! A node beside the PVs of many others, and one that is alone where there is time for that.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use testkit::plane::Plane;
@@ -12,8 +13,9 @@ use crate::program::Binary;
 use crate::report::Report;
 use crate::{fleet, life};
 
-/// How often PVs of other nodes are changed.
+/// How often PVs of other nodes are changed, and for how long.
 const CHANGES_PER_SECOND: u32 = 50;
+const CHANGES: Duration = Duration::from_secs(10);
 
 pub(crate) async fn measure(
     plane: &Plane,
@@ -67,21 +69,18 @@ async fn beside(
     add(FIRST_PV, "ms", life::milliseconds(first_pv));
     add("CPU of the start", "ms", life::milliseconds(cpu));
     add("received at start", "kB", received);
+    tokio::time::sleep(QUIET).await;
+    let memory = running.memory()?;
+    add("resident memory", "MB", memory.resident);
+    add("of that anonymous", "MB", memory.anonymous);
     if foreign > 0 {
         let (cpu, received) = (running.cpu()?, proxy.received());
-        let seconds = cluster
-            .change_foreign(foreign, CHANGES_PER_SECOND, QUIET)
-            .await?
-            .as_secs_f64();
+        let took = cluster.change_foreign(foreign, CHANGES_PER_SECOND, CHANGES).await?;
+        let seconds = took.as_secs_f64();
         let cpu = life::milliseconds(running.cpu()? - cpu) / seconds;
         let received = (proxy.received() - received) as f64 / 1e3 / seconds;
         add("50 updates/s of those, CPU per second", "ms", cpu);
         add("50 updates/s of those, received per second", "kB", received);
-    } else {
-        tokio::time::sleep(QUIET).await;
     }
-    let memory = running.memory()?;
-    add("resident memory", "MB", memory.resident);
-    add("of that anonymous", "MB", memory.anonymous);
     running.check()
 }

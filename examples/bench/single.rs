@@ -95,7 +95,7 @@ impl<'a> Floor<'a> {
 
     pub(crate) async fn report(self, report: &mut Report) -> Result<()> {
         self.recycler.abort();
-        let what = "one request of each kind, and a create; the median";
+        let what = "connect, get the Node, list PVs, create one; median of 5";
         report.floor_median(FIRST_PV, self.starts, what);
         report.times(None, MOUNT_TO_PV, self.times.to_pv, "a create, seen by a watch");
         let what = "a create, and the controller's answer";
