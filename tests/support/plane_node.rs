@@ -605,7 +605,6 @@ impl Node {
     }
 }
 
-/// Asks the daemon's endpoint: the status code and the body.
 /// Seconds.
 const SOON: i64 = 2;
 
@@ -623,6 +622,7 @@ pub fn is_surely_unused(pv: &PersistentVolume) -> bool {
         && times.is_some_and(|(since, created)| since.0.as_second() - created.0.as_second() <= SOON)
 }
 
+/// Asks the daemon's endpoint: the status code and the body.
 pub async fn http_get(address: std::net::SocketAddr, path: &str) -> Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
